@@ -1,0 +1,101 @@
+"""What a gradient correction is. Subclass `Correction` to write your own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PairTensors(NamedTuple):
+    """One tensor for each factor of a batch of pairs: gradients, or updates.
+
+    Attributes:
+        A: (e, r, n), or None where A has no gradient (frozen, or unused in this step).
+        B: (e, m, r), or None likewise.
+    """
+
+    A: Tensor | None
+    B: Tensor | None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of e independent pairs of one shape, ΔW = scaling·B·A, before the step.
+
+    The leading dimension is a batch: the experts of a mixture, the groups of a convolution, or several layers of
+    one shape. A correction treats its entries independently.
+
+    Attributes:
+        stored_A: (e, r, n) in the parameter's own dtype.
+        stored_B: (e, m, r) in the parameter's own dtype.
+        scaling: LoRA's factor s (α/r, or α/√r with rsLoRA).
+        dtype: The dtype to compute in; that of the gradients handed to the correction.
+        roots_A: M_A^(-p), (e, r, r), for each p of `Correction.gram_exponents`, with M_A = A·Aᵀ.
+        roots_B: M_B^(-p), (e, r, r), likewise, with M_B = Bᵀ·B.
+    """
+
+    stored_A: Tensor
+    stored_B: Tensor
+    scaling: float
+    dtype: torch.dtype
+    roots_A: Mapping[float, Tensor]
+    roots_B: Mapping[float, Tensor]
+
+    # Converted on first use only: most corrections need the roots and never look at the factors.
+    @cached_property
+    def A(self) -> Tensor:
+        """A (e, r, n) in `dtype`."""
+        return self.stored_A.to(self.dtype)
+
+    @cached_property
+    def B(self) -> Tensor:
+        """B (e, m, r) in `dtype`."""
+        return self.stored_B.to(self.dtype)
+
+
+class Correction(ABC):
+    """A pure transform of the gradients of LoRA pairs.
+
+    It neither keeps state nor changes its arguments. What it computes must commute with the batch dimension e.
+    """
+
+    @property
+    def gram_exponents(self) -> tuple[float, ...]:
+        """The powers p for which `Factors` shall hold M_A^(-p) and M_B^(-p); they are computed in one batch."""
+        return ()
+
+    @property
+    def uses_updates(self) -> bool:
+        """Whether `postcondition` does anything. It costs a copy of the LoRA parameters in each step."""
+        return False
+
+    @abstractmethod
+    def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+        """Corrects the gradients before the inner optimizer sees them.
+
+        Args:
+            factors: The factors, and the roots of their Gram matrices.
+            gradients: gA = s·BᵀG (e, r, n) and gB = s·G·Aᵀ (e, m, r); either may be None.
+
+        Returns:
+            Tensors of the same shapes; None where the input is None.
+        """
+
+    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
+        """Corrects the step that the inner optimizer took, without its decoupled weight decay.
+
+        Args:
+            factors: The factors as they were *before* the step.
+            updates: δA (e, r, n) and δB (e, m, r).
+
+        Returns:
+            The updates to make instead.
+        """
+        del factors
+        return updates

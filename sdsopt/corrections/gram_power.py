@@ -1,0 +1,89 @@
+"""The family M^(-p): plain LoRA, SDS, its split form, and ScaledGD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sdsopt.corrections.base import Correction, Factors, PairTensors
+
+
+@final
+@dataclass(frozen=True)
+class GramPower(Correction):
+    r"""gA ← M_B^(-p)·gA and gB ← gB·M_A^(-p), and optionally the same of the update with a power q.
+
+    | name | p | q | what it is |
+    |---|---|---|---|
+    | `lora` | 0 | 0 | the identity |
+    | `sds` | 1/2 | 0 | gA = s·polar(B)ᵀ·G: G passes through orthonormal bases (SDS-LoRA, arXiv 2606.16454) |
+    | `sds-split` | 1/2 | 1/2 | also maps the step back, so that the product moves by Q_B·Inner(Q_BᵀG) + Inner(G·Q_Aᵀ)·Q_A |
+    | `scaled` | 1 | 0 | ScaledGD / Riemannian (arXiv 2402.02347; Tong et al. 2021) |
+
+    Attributes:
+        exponent: p in [0, 1], applied to the gradients.
+        update_exponent: q in [0, 1], applied to the step of the inner optimizer, without its decoupled weight decay.
+        max_update_ratio: Start policy of the split form. From B = 0 the factor M_B^(-q) is as large as one over the
+            learning rate. A factor's mapped step is therefore shortened to at most this share of the Frobenius norm of
+            the pair's larger factor. None takes it off.
+
+    Raises:
+        ValueError: An exponent is outside [0, 1], or `max_update_ratio` is not positive.
+    """
+
+    exponent: float
+    update_exponent: float = 0.0
+    max_update_ratio: float | None = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("exponent", "update_exponent"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 (no correction) and 1 (ScaledGD), got {value}")
+        if self.max_update_ratio is not None and not self.max_update_ratio > 0:
+            raise ValueError(f"max_update_ratio must be positive, or None for no limit, got {self.max_update_ratio}")
+
+    @property
+    def gram_exponents(self) -> tuple[float, ...]:
+        """The distinct non-zero powers among p and q."""
+        return tuple(sorted({self.exponent, self.update_exponent} - {0}))
+
+    @property
+    def uses_updates(self) -> bool:
+        """True for the split form, q > 0."""
+        return self.update_exponent > 0
+
+    def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+        """Applies the power p to the gradients."""
+        return _apply(factors, gradients, self.exponent)
+
+    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
+        """Applies the power q to the updates and limits their length."""
+        mapped = _apply(factors, updates, self.update_exponent)
+        if self.max_update_ratio is None or not self.uses_updates:
+            return mapped
+        # Measured by the larger factor: a B that starts at zero may still leave it.
+        larger = torch.maximum(_norm(factors.A), _norm(factors.B))  # (e, 1, 1)
+        limit = torch.where(larger > 0, self.max_update_ratio * larger, torch.inf)
+        return PairTensors(*(None if update is None else _shorten(update, limit) for update in mapped))
+
+
+def _apply(factors: Factors, tensors: PairTensors, exponent: float) -> PairTensors:
+    if exponent == 0:
+        return tensors
+    return PairTensors(
+        A=None if tensors.A is None else factors.roots_B[exponent] @ tensors.A,  # (e, r, r) @ (e, r, n)
+        B=None if tensors.B is None else tensors.B @ factors.roots_A[exponent],  # (e, m, r) @ (e, r, r)
+    )
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True)
+
+
+def _shorten(update: Tensor, limit: Tensor) -> Tensor:
+    length = _norm(update)
+    return torch.where(length > limit, update * (limit / length), update)

@@ -1,0 +1,33 @@
+"""The errors that sdsopt raises on bad input.
+
+Each one is also the built-in exception a caller would expect there, so ``except ValueError`` works without
+importing anything from sdsopt.
+"""
+
+
+class SDSOptError(Exception):
+    """Base class of every error that sdsopt raises on purpose."""
+
+
+class NoPairsError(SDSOptError, ValueError):
+    """There is no LoRA pair to correct, or the optimizer owns none of them."""
+
+
+class PairShapeError(SDSOptError, ValueError):
+    """The two factors of a pair do not fit together."""
+
+
+class StaleParametersError(SDSOptError, RuntimeError):
+    """A pair's parameters were replaced in the model, while the optimizer still holds the old ones."""
+
+
+class UnsupportedGradientError(SDSOptError, TypeError):
+    """A gradient is of a kind that cannot be corrected, such as a sparse one."""
+
+
+class UnsupportedOptimizerError(SDSOptError, TypeError):
+    """The inner optimizer cannot be given corrected gradients."""
+
+
+class UnknownCorrectionError(SDSOptError, ValueError):
+    """No correction of that name is registered."""
