@@ -101,6 +101,10 @@ class Engine:
                 self._was_owned |= sides
         return found
 
+    def any_gradient(self, param_groups: Iterable[Mapping[str, Any]]) -> bool:
+        """Tells whether any parameter of the groups has a gradient."""
+        return any(parameter.grad is not None for group in param_groups for parameter in group["params"])
+
     @contextmanager
     def corrected(self, param_groups: Sequence[Mapping[str, Any]], decay_of: DecayOf) -> Iterator[int]:
         """Puts corrected gradients in place of the raw ones; on exit, the raw ones are back.

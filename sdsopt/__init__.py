@@ -1,0 +1,32 @@
+"""Makes LoRA training behave more like full fine-tuning, by correcting gradients at the optimizer."""
+
+from sdsopt._version import __version__
+from sdsopt.corrections import (
+    Correction,
+    Factors,
+    GramPower,
+    KeepNorm,
+    PairTensors,
+    available_corrections,
+    register_correction,
+)
+from sdsopt.linalg import InverseRoot
+from sdsopt.optimizer import SDSPreconditioner
+from sdsopt.pairs import LoRAPair, PairList, Skipped, find_pairs
+
+__all__ = [
+    "Correction",
+    "Factors",
+    "GramPower",
+    "InverseRoot",
+    "KeepNorm",
+    "LoRAPair",
+    "PairList",
+    "PairTensors",
+    "SDSPreconditioner",
+    "Skipped",
+    "__version__",
+    "available_corrections",
+    "find_pairs",
+    "register_correction",
+]

@@ -1,0 +1,143 @@
+"""`sdsopt compare`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sdsopt.errors import SDSOptError
+
+if TYPE_CHECKING:
+    from sdsopt.compare import Settings, Task
+
+_T = TypeVar("_T")
+
+_DESCRIPTION = """\
+Compare corrections of LoRA gradients over learning rates and seeds, beside plain LoRA and full fine-tuning.
+Without arguments: a small ViT pretrained on the digits 0-4 learns 5-9, with AdamW and SGD; a few minutes on 2 cores."""
+
+
+class UsageError(SDSOptError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="ablation: corrections x learning rates x seeds, table and figures",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", default="digits", help="'digits', or your own as package.module:Task")
+    parser.add_argument("--corrections", type=_listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
+    parser.add_argument("--no-full", dest="full", action="store_false", help="leave out full fine-tuning")
+    parser.add_argument("--inner", type=_listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
+    parser.add_argument(
+        "--lrs", type=_listed(float), metavar="LRS", help="one grid for all methods (default: each method's own)"
+    )
+    parser.add_argument("--seeds", type=_seeds, help="their number, or a list such as 0,1,5 (default: 3)")
+    parser.add_argument("--rank", type=int, help="rank of the adapters (default: 8)")
+    parser.add_argument("--steps", type=int, help="steps of every run (default: 100)")
+    parser.add_argument("--out", default="sdsopt-results", metavar="DIR", help="results (default: ./%(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
+    parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=lambda arguments: _run(parser, arguments))
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    # Here and not above: `sdsopt --help` shall not wait for torch.
+    from sdsopt.compare import Observer, compare
+    from sdsopt.compare.extras import demo_extra
+    from sdsopt.compare.grid import make_runs
+
+    with demo_extra():
+        from rich.console import Console
+
+    from sdsopt.compare.progress import RichObserver
+
+    try:
+        task, settings = load_task(arguments.task), _settings(arguments)
+        make_runs(task, settings)  # a mistake in the grid is a usage error, and shows before anything runs
+        if arguments.jobs < 1:
+            raise UsageError(f"--jobs must be at least 1, got {arguments.jobs}")
+    except ValueError as error:
+        parser.error(str(error))
+
+    console = Console()
+    observer = Observer() if arguments.quiet else RichObserver(Console(stderr=True))
+    try:
+        comparison = compare(
+            task, settings, out=arguments.out, jobs=arguments.jobs, fresh=arguments.fresh, observer=observer
+        )
+    except KeyboardInterrupt:
+        resume = "the same command without --fresh" if arguments.fresh else "the same command"
+        print(f"\nsdsopt: interrupted; finished runs are in {arguments.out}, {resume} resumes", file=sys.stderr)
+        return 130
+
+    console.print(comparison.table())
+    figures = comparison.save_figures()
+    print(f"Results: {comparison.directory / 'runs.jsonl'}")
+    for figure in figures:
+        print(f"Figure:  {figure}")
+    return 0
+
+
+def load_task(name: str) -> Task:
+    """Returns the embedded task, or an instance of the class `package.module:Task`.
+
+    Raises:
+        UsageError: There is no such task, or it is not a `Task`.
+    """
+    from sdsopt.compare import DigitsTask, Task
+
+    if name == "digits":
+        return DigitsTask()
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
+        raise UsageError(f"--task is 'digits' or package.module:Task, got {name!r}")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, and unlike an installed command
+    try:
+        found: Any = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; what it imports is not
+        raise UsageError(f"--task: no module {module_name!r}") from error
+    except AttributeError as error:
+        raise UsageError(f"--task: {module_name} has no {attribute!r}") from error
+    task = found() if isinstance(found, type) else found
+    if not isinstance(task, Task):
+        raise UsageError(f"--task: {name} is not a sdsopt.compare.Task")
+    return task
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from sdsopt.compare import Settings
+
+    # Options that were not given keep the defaults, which are written down in one place.
+    names = ("corrections", "full", "inner", "lrs", "seeds", "rank", "steps")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return Settings(**given)
+
+
+def _listed(kind: Callable[[str], _T]) -> Callable[[str], list[_T]]:
+    def parse(text: str) -> list[_T]:
+        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+
+    parse.__name__ = f"list of {kind.__name__}"  # argparse's message names the type
+    return parse
+
+
+def _seeds(text: str) -> list[int]:
+    values = _listed(int)(text)
+    return values if "," in text else list(range(*values))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,39 @@
+"""The ablation harness: methods × learning rates × seeds, on the embedded task or on your own.
+
+    from sdsopt.compare import Settings, Task, compare
+
+    class MyTask(Task): ...  # build_model, batches, loss, evaluate
+
+    comparison = compare(MyTask(), Settings(corrections=["lora", "sds"], steps=200))
+    rich.print(comparison.table())
+"""
+
+from sdsopt.compare.api import Comparison, compare
+from sdsopt.compare.digits import DigitsTask
+from sdsopt.compare.extras import MissingExtraError
+from sdsopt.compare.grid import Run, Settings
+from sdsopt.compare.learning_rates import log_grid
+from sdsopt.compare.methods import Inner, Method
+from sdsopt.compare.observer import Observer
+from sdsopt.compare.records import Record
+from sdsopt.compare.summary import Cell, Row, Stat, summarise
+from sdsopt.compare.task import Task
+
+__all__ = [
+    "Cell",
+    "Comparison",
+    "DigitsTask",
+    "Inner",
+    "Method",
+    "MissingExtraError",
+    "Observer",
+    "Record",
+    "Row",
+    "Run",
+    "Settings",
+    "Stat",
+    "Task",
+    "compare",
+    "log_grid",
+    "summarise",
+]

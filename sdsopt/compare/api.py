@@ -1,0 +1,105 @@
+"""`compare`: the whole comparison in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdsopt.compare.grid import Settings
+from sdsopt.compare.observer import Observer
+from sdsopt.compare.records import Record
+from sdsopt.compare.step_time import StepTimes, step_times, step_times_file
+from sdsopt.compare.summary import Row, summarise
+from sdsopt.compare.sweep import runs_file, sweep
+from sdsopt.compare.task import Task
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        task: Name of the task.
+        settings: What was compared.
+        directory: Where its results are.
+        records: One for each run.
+        step_times: Time of a step relative to plain LoRA, by (inner, method).
+    """
+
+    task: str
+    settings: Settings
+    directory: Path
+    records: tuple[Record, ...]
+    step_times: StepTimes
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The statistics of each method."""
+        return summarise(self.records)
+
+    @property
+    def title(self) -> str:
+        """Names the task and its size."""
+        return f"{self.task}: LoRA rank {self.settings.rank}, {self.settings.steps} steps"
+
+    def table(self) -> Table:
+        """Returns a `rich.table.Table` to print. Needs the extra `demo`."""
+        from sdsopt.compare.table import make_table
+
+        return make_table(self.rows, self.step_times, self.title)
+
+    def save_figures(self) -> list[Path]:
+        """Draws the figures into `directory` and returns their paths. Needs the extra `demo`."""
+        from sdsopt.compare.figures import save_figures
+
+        return save_figures(self.rows, self.directory, self.title)
+
+
+def compare(
+    task: Task,
+    settings: Settings | None = None,
+    *,
+    out: str | Path = "sdsopt-results",
+    jobs: int = 1,
+    fresh: bool = False,
+    observer: Observer | None = None,
+) -> Comparison:
+    """Trains every method at every learning rate with every seed. What is in the folder already is not run again.
+
+    Args:
+        task: What to train.
+        settings: What to compare; None for the defaults.
+        out: Folder of the results. Several tasks and settings may share one.
+        jobs: Number of processes. Above 1, the task must be picklable and a script needs its
+            `if __name__ == "__main__":`.
+        fresh: Whether to forget the folder's results first.
+        observer: Hears of the progress; None stays silent.
+
+    Returns:
+        The results, as records, statistics, table and figures.
+
+    Raises:
+        ValueError: The settings make no sense for the task.
+    """
+    settings = Settings() if settings is None else settings
+    observer = Observer() if observer is None else observer
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    directory = Path(out)
+    if fresh:
+        runs_file(directory).clear()
+        step_times_file(directory).clear()
+    try:
+        observer.stage("preparing the task")
+        task.prepare()
+        records = sweep(task, settings, directory, jobs=jobs, observer=observer)
+        observer.stage("timing the steps")
+        times = step_times(task, settings, directory)
+    finally:
+        observer.closed()
+    return Comparison(task.name, settings, directory, tuple(records), times)

@@ -1,0 +1,102 @@
+"""What runs: the user's settings, unrolled into runs with equal budgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from sdsopt.compare.methods import FULL, Inner, Method, make_inner, make_method
+from sdsopt.compare.task import Task
+from sdsopt.corrections import Correction
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare. Every method gets the same number of learning rates, steps and seeds.
+
+    Attributes:
+        corrections: Names or `Correction` instances. "lora" is the baseline of gaps and step times.
+        full: Whether to add full fine-tuning.
+        inner: Names ("adamw", "sgd") or `Inner` instances.
+        lrs: Learning rates for every method alike; None takes each method's own grid from the task.
+        seeds: Each seeds the model's fresh parameters and the order of the data; shared by all methods.
+        rank: Rank of the adapters.
+        steps: Length of every run.
+
+    Raises:
+        ValueError: A name is unknown, or a number makes no sense.
+    """
+
+    corrections: Sequence[str | Correction] = ("lora", "sds", "sds-split", "scaled")
+    full: bool = True
+    inner: Sequence[str | Inner] = ("adamw", "sgd")
+    lrs: Sequence[float] | None = None
+    seeds: Sequence[int] = (0, 1, 2)
+    rank: int = 8
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.seeds or not self.inner:
+            raise ValueError("there must be at least one seed and one inner optimizer")
+        bad = [lr for lr in self.lrs or () if not 0 < lr < math.inf]
+        if bad or (self.lrs is not None and not self.lrs):
+            raise ValueError(f"learning rates must be positive numbers, got {bad or 'none'}")
+        for name, members in (("methods", self.methods), ("inner optimizers", self.inners)):
+            names = [member.name for member in members]
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"{name} must be distinct and at least one, got {', '.join(names) or 'none'}")
+
+    @cached_property
+    def methods(self) -> tuple[Method, ...]:
+        """The rows of the comparison for each inner optimizer."""
+        return ((FULL,) if self.full else ()) + tuple(make_method(correction) for correction in self.corrections)
+
+    @cached_property
+    def inners(self) -> tuple[Inner, ...]:
+        """The inner optimizers."""
+        return tuple(make_inner(inner) for inner in self.inner)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: all that its result depends on, besides the task."""
+
+    method: Method
+    inner: Inner
+    lr: float
+    seed: int
+    rank: int
+    steps: int
+
+    @property
+    def key(self) -> tuple[str, str, float, int, int | None, int]:
+        """Identifies the run in results on disk. Full fine-tuning is the same at every rank."""
+        rank = self.rank if self.method.adapts else None
+        return (self.method.identity, self.inner.name, self.lr, self.seed, rank, self.steps)
+
+
+def make_runs(task: Task, settings: Settings) -> list[Run]:
+    """Unrolls the settings. Seeds vary slowest, so that an interrupted sweep has whole grids to show.
+
+    Raises:
+        ValueError: The task gives methods grids of different lengths, or none.
+    """
+    grids = {
+        (inner, method): tuple(sorted(set(settings.lrs or task.learning_rates(inner.name, method.name))))
+        for inner in settings.inners
+        for method in settings.methods
+    }
+    sizes = {len(grid) for grid in grids.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"every method must get equally many learning rates, and at least one; got {sorted(sizes)}")
+    return [
+        Run(method, inner, lr, seed, settings.rank, settings.steps)
+        for seed in dict.fromkeys(settings.seeds)
+        for (inner, method), grid in grids.items()
+        for lr in grid
+    ]

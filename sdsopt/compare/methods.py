@@ -1,0 +1,98 @@
+"""What is compared: how the matrices are trained (`Method`), and the optimizer inside (`Inner`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sdsopt.corrections import Correction, make_correction
+from sdsopt.optimizer import SDSPreconditioner
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison.
+
+    Attributes:
+        name: Its name in tables and on disk.
+        adapts: Whether it trains LoRA adapters, or else the matrices themselves.
+        correction: What corrects the adapters' gradients; None leaves the inner optimizer bare.
+    """
+
+    name: str
+    adapts: bool = True
+    correction: Correction | None = None
+
+    @property
+    def identity(self) -> str:
+        """Tells apart two corrections of one name with different settings, in results on disk."""
+        return self.name if self.correction is None else f"{self.name}: {self.correction!r}"
+
+    def wrap(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
+        """Puts the correction around the inner optimizer."""
+        return optimizer if self.correction is None else SDSPreconditioner(optimizer, model, self.correction)
+
+
+FULL = Method("full", adapts=False)
+LORA = Method("lora")
+
+
+def make_method(correction: str | Correction) -> Method:
+    """Returns the method of a correction's name, or of a correction itself.
+
+    Raises:
+        ValueError: The name is unknown, or the correction's repr changes from run to run.
+    """
+    if correction == LORA.name:
+        return LORA  # the bare optimizer, not the identity correction: the baseline pays no overhead
+    # Resolved here, since a worker process does not know what the caller registered.
+    resolved = make_correction(correction)
+    name = correction if isinstance(correction, str) else repr(correction)
+    if " object at 0x" in repr(resolved):
+        raise ValueError(f"{name}: results on disk are found by the correction's repr; make it a dataclass")
+    return Method(name, correction=resolved)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """An inner optimizer.
+
+    Attributes:
+        name: Its name in tables and on disk.
+        build: Makes it from parameter groups, each of which sets its own "lr". A module-level function, where runs
+            are spread over processes.
+        shared_lr: Learning rate of `Task.shared_parameters`, the same for every method.
+    """
+
+    name: str
+    build: Callable[[Iterable[dict[str, Any]]], Optimizer]
+    shared_lr: float
+
+
+def _adamw(groups: Iterable[dict[str, Any]]) -> Optimizer:
+    return torch.optim.AdamW(groups, weight_decay=0.0)  # decay would act on different quantities in each method
+
+
+def _sgd(groups: Iterable[dict[str, Any]]) -> Optimizer:
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+
+
+_INNERS = {inner.name: inner for inner in (Inner("adamw", _adamw, 3e-3), Inner("sgd", _sgd, 0.1))}
+
+
+def make_inner(inner: str | Inner) -> Inner:
+    """Returns the inner optimizer of that name, or the given one.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if isinstance(inner, Inner):
+        return inner
+    if inner not in _INNERS:
+        raise ValueError(f"unknown inner optimizer {inner!r}; known: {', '.join(_INNERS)}")
+    return _INNERS[inner]

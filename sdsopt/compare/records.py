@@ -1,0 +1,52 @@
+"""What is known of a finished run, and its form on disk."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """The result of one run. None stands where a number would not be finite.
+
+    Attributes:
+        fingerprint: The task and the versions that it ran with.
+        key: `Run.key`.
+        method, inner, lr, seed, rank, steps: As in `Run`.
+        losses: Training loss before each step; shorter than `steps` where the run diverged.
+        diverged: Whether the loss stopped being finite.
+        accuracy: Held-out accuracy after the last step; None where the run diverged.
+        kappa_steps: Steps at which condition numbers were taken; empty without adapters.
+        kappa_A, kappa_B: Median condition number over the pairs; None while it is undefined, as for B = 0.
+        seconds: Wall time of the run. Runs share the machine: not a measure of a method.
+    """
+
+    fingerprint: str
+    key: tuple[Any, ...]
+    method: str
+    inner: str
+    lr: float
+    seed: int
+    rank: int
+    steps: int
+    losses: tuple[float, ...]
+    diverged: bool
+    accuracy: float | None
+    kappa_steps: tuple[int, ...]
+    kappa_A: tuple[float | None, ...]
+    kappa_B: tuple[float | None, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Record:
+        """Inverse of `to_json`, after a round trip through JSON.
+
+        Raises:
+            TypeError: The fields are not those of a record.
+        """
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})

@@ -1,0 +1,147 @@
+"""Statistics of a sweep. Pure: records in, rows out."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from sdsopt.compare.methods import FULL, LORA
+from sdsopt.compare.records import Record
+
+_TAIL = 5  # the final train loss is the mean over the last 1/5 of the steps
+_WITHIN = 1.10  # "as good as the best"
+_NOISE = 2.0  # standard errors that a gap must exceed
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation over seeds; std is NaN for a single seed."""
+
+    mean: float
+    std: float
+    count: int
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean."""
+        return self.std / math.sqrt(self.count)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one learning rate."""
+
+    lr: float
+    loss: Stat  # infinite where a seed diverged
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with one inner optimizer, over its learning rates.
+
+    Attributes:
+        inner: The inner optimizer.
+        method: The method.
+        cells: By rising learning rate.
+        best: The cell of lowest mean final train loss; None where every rate diverged.
+        at_edge: "low" or "high" where the best rate is the end of its grid, so that a better one may lie outside.
+        accuracy: Held-out accuracy at the best rate.
+        gap_closed: Share of plain LoRA's gap to full fine-tuning that is closed, and its standard error. None where
+            there is no gap beyond noise.
+        lr_range: Highest over lowest rate of the unbroken range around the best in which the mean loss is within
+            10 % of the best.
+        range_open: Whether that range ends at the grid's end, so that it is a lower bound.
+        diverged: Number of runs that diverged.
+    """
+
+    inner: str
+    method: str
+    cells: tuple[Cell, ...]
+    best: Cell | None
+    at_edge: str | None
+    accuracy: Stat | None
+    gap_closed: tuple[float, float] | None
+    lr_range: float | None
+    range_open: bool
+    diverged: int
+
+
+def final_loss(record: Record) -> float:
+    """Mean training loss over the last fifth of the steps; infinite where the run diverged."""
+    return math.inf if record.diverged else fmean(record.losses[-max(1, record.steps // _TAIL) :])
+
+
+def make_stat(values: Sequence[float]) -> Stat:
+    """Returns the statistics of at least one value."""
+    if not all(map(math.isfinite, values)):
+        return Stat(math.inf, math.nan, len(values))
+    return Stat(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+def summarise(records: Iterable[Record]) -> list[Row]:
+    """Returns a row for each inner optimizer and method, in the order of their first records."""
+    grouped: dict[tuple[str, str], dict[float, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        grouped[record.inner, record.method][record.lr].append(record)
+    cells = {
+        names: tuple(Cell(lr, make_stat([final_loss(r) for r in found]), tuple(found)) for lr, found in sorted(by_lr))
+        for names, by_lr in ((names, grid.items()) for names, grid in grouped.items())
+    }
+    best = {names: _best(row) for names, row in cells.items()}
+    # All methods of an inner optimizer together, optimizers in the order they came.
+    inners = dict.fromkeys(inner for inner, _ in cells)
+    return [_row(inner, method, cells[inner, method], best) for i in inners for inner, method in cells if inner == i]
+
+
+def gap_closed(lora: Stat, full: Stat, method: Stat) -> tuple[float, float] | None:
+    """Returns (lora − method)/(lora − full) with its standard error; None where lora − full is not beyond noise.
+
+    The error is that of the numerator. For the baseline itself it is zero by definition.
+    """
+    gap = lora.mean - full.mean
+    noise = _NOISE * math.hypot(lora.standard_error, full.standard_error)
+    if not gap > noise or not math.isfinite(method.mean):  # a single seed has no noise estimate: NaN, no claim
+        return None
+    error = 0.0 if method == lora else math.hypot(lora.standard_error, method.standard_error) / gap
+    return (lora.mean - method.mean) / gap, error
+
+
+def _best(cells: Sequence[Cell]) -> Cell | None:
+    finite = [cell for cell in cells if math.isfinite(cell.loss.mean)]
+    return min(finite, key=lambda cell: cell.loss.mean, default=None)
+
+
+def _row(inner: str, method: str, cells: tuple[Cell, ...], bests: Mapping[tuple[str, str], Cell | None]) -> Row:
+    diverged = sum(record.diverged for cell in cells for record in cell.records)
+    best = bests[inner, method]
+    if best is None:
+        return Row(inner, method, cells, None, None, None, None, None, False, diverged)
+
+    at = cells.index(best)
+    low = high = at
+    while low > 0 and _as_good(cells[low - 1], best):
+        low -= 1
+    while high < len(cells) - 1 and _as_good(cells[high + 1], best):
+        high += 1
+    lora, full = bests.get((inner, LORA.name)), bests.get((inner, FULL.name))
+    accuracies = [record.accuracy for record in best.records if record.accuracy is not None]
+    return Row(
+        inner=inner,
+        method=method,
+        cells=cells,
+        best=best,
+        at_edge=None if len(cells) == 1 else "low" if at == 0 else "high" if at == len(cells) - 1 else None,
+        accuracy=make_stat(accuracies) if accuracies else None,
+        gap_closed=gap_closed(lora.loss, full.loss, best.loss) if lora and full else None,
+        lr_range=cells[high].lr / cells[low].lr,
+        range_open=low == 0 or high == len(cells) - 1,
+        diverged=diverged,
+    )
+
+
+def _as_good(cell: Cell, best: Cell) -> bool:
+    return cell.loss.mean <= _WITHIN * best.loss.mean

@@ -1,0 +1,19 @@
+"""What a LoRA pair is and where it is found. Knows nothing of optimizers."""
+
+from sdsopt.pairs.blocks import BlockView, Experts, Groups, Single
+from sdsopt.pairs.find import find_pairs
+from sdsopt.pairs.layout import Layout, Skipped
+from sdsopt.pairs.pair import LoRAPair
+from sdsopt.pairs.pair_list import PairList
+
+__all__ = [
+    "BlockView",
+    "Experts",
+    "Groups",
+    "Layout",
+    "LoRAPair",
+    "PairList",
+    "Single",
+    "Skipped",
+    "find_pairs",
+]

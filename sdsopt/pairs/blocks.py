@@ -1,0 +1,150 @@
+"""How the two stored factors of a pair are seen as e independent products B_i · A_i."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+from torch import Tensor
+
+Shape3 = tuple[int, int, int]
+
+
+class BlockView(ABC):
+    """Maps factors between the shapes a library stores and the canonical (e, r, n) and (e, m, r).
+
+    Block i of the weight update is ``scaling * B[i] @ A[i]``. Views hold no tensor, so one serves the factors, their
+    gradients and their updates alike. Splitting returns a view of the input wherever strides allow it.
+    """
+
+    @property
+    @abstractmethod
+    def num_blocks(self) -> int:
+        """The number e of independent products."""
+
+    @abstractmethod
+    def shape_A(self, shape: tuple[int, ...]) -> Shape3:
+        """Returns (e, r, n) for a stored A of this shape (ndim ≥ 2), rounding down where it does not divide."""
+
+    @abstractmethod
+    def shape_B(self, shape: tuple[int, ...]) -> Shape3:
+        """Returns (e, m, r) for a stored B of this shape (ndim ≥ 2), rounding down where it does not divide."""
+
+    @abstractmethod
+    def split_A(self, tensor: Tensor) -> Tensor:
+        """Returns A, or a tensor of its shape, as (e, r, n)."""
+
+    @abstractmethod
+    def split_B(self, tensor: Tensor) -> Tensor:
+        """Returns B, or a tensor of its shape, as (e, m, r)."""
+
+    @abstractmethod
+    def join_A(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Inverse of `split_A`: returns a contiguous tensor of the given shape."""
+
+    @abstractmethod
+    def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Inverse of `split_B`: returns a contiguous tensor of the given shape."""
+
+
+@final
+@dataclass(frozen=True)
+class Single(BlockView):
+    """One product: Linear, Conv1D, Embedding, attention projections, convolutions without groups."""
+
+    @property
+    def num_blocks(self) -> int:
+        return 1
+
+    def shape_A(self, shape: tuple[int, ...]) -> Shape3:
+        return 1, shape[0], prod(shape[1:])
+
+    def shape_B(self, shape: tuple[int, ...]) -> Shape3:
+        return 1, shape[0], prod(shape[1:])
+
+    def split_A(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(1).unsqueeze(0)  # (1, r, n)
+
+    def split_B(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(1).unsqueeze(0)  # (1, m, r)
+
+    def join_A(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return blocks.reshape(shape).contiguous()
+
+    def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return blocks.reshape(shape).contiguous()
+
+
+@final
+@dataclass(frozen=True)
+class Groups(BlockView):
+    """Grouped convolutions: channel group i of B reads only the i-th share of A's r·e outputs.
+
+    A is (e·r, in, k…) and B is (e·m, r, 1…): both are block-major, so every split is a reshape. A's kernel sits on
+    its input side, which makes (in, k…) one flat input axis.
+
+    Attributes:
+        groups: The number of groups e.
+    """
+
+    groups: int
+
+    @property
+    def num_blocks(self) -> int:
+        return self.groups
+
+    def shape_A(self, shape: tuple[int, ...]) -> Shape3:
+        return self.groups, shape[0] // self.groups, prod(shape[1:])
+
+    def shape_B(self, shape: tuple[int, ...]) -> Shape3:
+        return self.groups, shape[0] // self.groups, prod(shape[1:])
+
+    def split_A(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.shape_A(tensor.shape))  # (e, r, n)
+
+    def split_B(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.shape_B(tensor.shape))  # (e, m, r)
+
+    def join_A(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return blocks.reshape(shape).contiguous()
+
+    def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return blocks.reshape(shape).contiguous()
+
+
+@final
+@dataclass(frozen=True)
+class Experts(BlockView):
+    """PEFT's stacked experts: A is (e·r, n) expert by expert, B is (m, r·e) with the expert running fastest.
+
+    The two orders differ, so a plain reshape of B would mix the experts.
+
+    Attributes:
+        experts: The number of experts e.
+    """
+
+    experts: int
+
+    @property
+    def num_blocks(self) -> int:
+        return self.experts
+
+    def shape_A(self, shape: tuple[int, ...]) -> Shape3:
+        return self.experts, shape[0] // self.experts, prod(shape[1:])
+
+    def shape_B(self, shape: tuple[int, ...]) -> Shape3:
+        return self.experts, shape[0], prod(shape[1:]) // self.experts
+
+    def split_A(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.shape_A(tensor.shape))  # (e, r, n)
+
+    def split_B(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(tensor.shape[0], -1, self.experts).permute(2, 0, 1)  # (m, r, e) → (e, m, r)
+
+    def join_A(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return blocks.reshape(shape).contiguous()
+
+    def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return blocks.permute(1, 2, 0).reshape(shape).contiguous()  # (e, m, r) → (m, r, e) → (m, r·e)

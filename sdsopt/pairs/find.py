@@ -1,0 +1,101 @@
+"""Finds the LoRA pairs of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import cast
+
+from torch import nn
+
+from sdsopt.errors import StaleParametersError
+from sdsopt.pairs.layout import Layout, Skipped
+from sdsopt.pairs.pair import LoRAPair
+from sdsopt.pairs.pair_list import PairList
+from sdsopt.pairs.peft import PeftLayout
+
+__all__ = ["LAYOUTS", "PairList", "Skipped", "find_pairs"]
+
+# One entry for each library. The first layout that knows a module decides on it.
+LAYOUTS: tuple[Layout, ...] = (PeftLayout(),)
+
+
+def find_pairs(model: nn.Module, *, include_frozen: bool = False) -> PairList:
+    """Finds every LoRA pair of a model, and says what is left alone and why.
+
+    Args:
+        model: The model with its LoRA layers, e.g. a ``PeftModel``.
+        include_frozen: Whether to return pairs of which neither factor requires a gradient. Otherwise they are among
+            the skipped. A pair with one frozen factor (LoRA-FA) is always returned.
+
+    Returns:
+        The pairs, in the order of ``model.named_modules()``; `PairList.skipped` holds the rest. Print it.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"find_pairs needs the torch.nn.Module that holds the LoRA layers (such as a PeftModel), not "
+            f"{type(model).__name__}. Pass the model itself, not its parameters or its state dict."
+        )
+    pairs: list[LoRAPair] = []
+    skipped: list[Skipped] = []
+    for item in _inspect(model):
+        if isinstance(item, Skipped):
+            skipped.append(item)
+        elif (reason := _why_left_out(item, include_frozen)) is not None:
+            skipped.append(Skipped(item.name, reason))
+        else:
+            pairs.append(item)
+    pairs, tied = _without_tied(pairs)
+    return PairList(pairs, skipped + tied)
+
+
+def _inspect(model: nn.Module) -> Iterator[LoRAPair | Skipped]:
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())  # torch leaves it untyped
+    for name, module in modules:
+        for layout in LAYOUTS:
+            items = list(layout.inspect(name, module))
+            if items:
+                yield from items
+                break
+
+
+def _why_left_out(pair: LoRAPair, include_frozen: bool) -> str | None:
+    try:
+        trainable = pair.trainable
+    except StaleParametersError:
+        # FSDP1 without use_orig_params leaves plain tensors, views of its flat parameter, in their place.
+        return "its factors are not parameters"
+    return None if trainable or include_frozen else "both factors are frozen"
+
+
+def _without_tied(pairs: list[LoRAPair]) -> tuple[list[LoRAPair], list[Skipped]]:
+    """Keeps one of the pairs that share both factors, and none of those that share only one or cross over.
+
+    A gradient that sums over uses with the same partner is still that of one product; over different partners it is
+    not, and no partner's Gram matrix is the right one for it.
+    """
+    unique: dict[tuple[int, int], LoRAPair] = {}
+    skipped: list[Skipped] = []
+    for pair in pairs:
+        first = unique.setdefault((_identity(pair.A), _identity(pair.B)), pair)
+        if first is not pair:
+            skipped.append(Skipped(pair.name, f"shares both factors with {first.name}"))
+
+    uses = Counter(factor for factors in unique for factor in factors)
+    kept: list[LoRAPair] = []
+    for factors, pair in unique.items():
+        if any(uses[factor] > 1 for factor in factors):
+            skipped.append(Skipped(pair.name, "shares a factor with another pair"))
+        else:
+            kept.append(pair)
+    return kept, skipped
+
+
+def _identity(parameter: nn.Parameter) -> int:
+    # PEFT's ensure_weight_tying makes distinct Parameters of one storage. Subclasses (DTensor) and the meta device
+    # have no address to compare.
+    address = parameter.data_ptr() if type(parameter) is nn.Parameter and parameter.numel() else 0
+    return address or id(parameter)

@@ -1,0 +1,142 @@
+"""What a LoRA pair is: where its two factors live, and how to look at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+
+from torch import Tensor, nn
+
+from sdsopt.errors import PairShapeError, StaleParametersError
+from sdsopt.pairs.blocks import BlockView
+
+
+@dataclass(frozen=True, eq=False)
+class LoRAPair:
+    """A low-rank weight update ΔW = scaling · B · A, as an address rather than as tensors.
+
+    FSDP2, ``load_state_dict(assign=True)`` and ``.to("meta")`` put new Parameters in place of the old ones, so the
+    factors are looked up in the module each time they are asked for.
+
+    Attributes:
+        name: Module path and adapter, e.g. ``model.layers.0.self_attn.q_proj[default]``.
+        module: The layer that holds both factors.
+        adapter: The adapter's name.
+        path_A: Dotted path of A below `module`, e.g. ``lora_A.default.weight``.
+        path_B: Dotted path of B below `module`.
+        blocks: How the stored factors are seen as independent products.
+    """
+
+    name: str
+    module: nn.Module
+    adapter: str
+    path_A: str
+    path_B: str
+    blocks: BlockView
+
+    @property
+    def A(self) -> nn.Parameter:
+        """The module's present A, in the shape it is stored in.
+
+        Raises:
+            StaleParametersError: There is no parameter at `path_A` any more.
+        """
+        return self._resolve("A", self.path_A)
+
+    @property
+    def B(self) -> nn.Parameter:
+        """The module's present B, in the shape it is stored in.
+
+        Raises:
+            StaleParametersError: There is no parameter at `path_B` any more.
+        """
+        return self._resolve("B", self.path_B)
+
+    @property
+    def scaling(self) -> float:
+        """The factor in front of B · A at present, such as α/r.
+
+        Raises:
+            StaleParametersError: The module has no scaling for the adapter any more.
+        """
+        scaling = getattr(self.module, "scaling", {})
+        if self.adapter not in scaling:
+            raise StaleParametersError(f"the scaling of {self.name} is gone: {_WHY_GONE}")
+        return float(scaling[self.adapter])
+
+    @property
+    def rank(self) -> int:
+        """The rank r of each block."""
+        return self.blocks.shape_A(self.A.shape)[1]
+
+    @property
+    def num_blocks(self) -> int:
+        """The number e of independent products."""
+        return self.blocks.num_blocks
+
+    @property
+    def trainable(self) -> bool:
+        """Whether at least one of the factors requires a gradient."""
+        A, B = self.A, self.B  # both, so that a missing factor never goes unnoticed
+        return A.requires_grad or B.requires_grad
+
+    def split_A(self, tensor: Tensor) -> Tensor:
+        """Returns A, or a tensor of its shape, as (e, r, n)."""
+        return self.blocks.split_A(tensor)
+
+    def split_B(self, tensor: Tensor) -> Tensor:
+        """Returns B, or a tensor of its shape, as (e, m, r)."""
+        return self.blocks.split_B(tensor)
+
+    def join_A(self, blocks: Tensor) -> Tensor:
+        """Returns blocks (e, r, n) as a contiguous tensor of A's shape."""
+        return self.blocks.join_A(blocks, self.A.shape)
+
+    def join_B(self, blocks: Tensor) -> Tensor:
+        """Returns blocks (e, m, r) as a contiguous tensor of B's shape."""
+        return self.blocks.join_B(blocks, self.B.shape)
+
+    def check(self) -> None:
+        """Makes sure that the two factors can be multiplied.
+
+        Raises:
+            PairShapeError: They cannot; says their shapes and what most likely happened.
+            StaleParametersError: A factor is gone.
+        """
+        A, B = self.A, self.B
+        shape_A, shape_B = tuple(A.shape), tuple(B.shape)
+        if any(len(shape) < 2 or 0 in shape for shape in (shape_A, shape_B)):
+            raise PairShapeError(
+                f"the factors of {self.name} are not whole matrices: A is {shape_A}, B is {shape_B}. "
+                f"{_why_not_whole(A, B)}"
+            )
+        blocks_A, blocks_B = self.blocks.shape_A(shape_A), self.blocks.shape_B(shape_B)
+        # Block shapes are rounded down, so a rank that the blocks do not divide shows as elements left over.
+        uneven = prod(blocks_A) != prod(shape_A) or prod(blocks_B) != prod(shape_B)
+        if uneven or blocks_A[1] != blocks_B[2]:
+            raise PairShapeError(
+                f"the factors of {self.name} do not fit together: A is {shape_A}, B is {shape_B}, so in "
+                f"{self.num_blocks} block(s) the ranks are {blocks_A[1]} and {blocks_B[2]}"
+                f"{' with a remainder' if uneven else ''}. Most likely one factor was resized, or loaded from an "
+                "adapter of another rank."
+            )
+
+    def _resolve(self, side: str, path: str) -> nn.Parameter:
+        try:
+            found: object = reduce(getattr, path.split("."), self.module)
+        except AttributeError:
+            found = None
+        if not isinstance(found, nn.Parameter):
+            raise StaleParametersError(f"factor {side} of {self.name} is gone ({path} is no parameter): {_WHY_GONE}")
+        return found
+
+
+_WHY_GONE = "the adapter was deleted or merged away, or the layer was replaced. Call find_pairs(model) again."
+
+
+def _why_not_whole(A: nn.Parameter, B: nn.Parameter) -> str:
+    # DeepSpeed leaves the true shape of a partitioned parameter in `ds_shape`.
+    if hasattr(A, "ds_shape") or hasattr(B, "ds_shape"):
+        return "DeepSpeed ZeRO-3 partitioned them; gather them first (deepspeed.zero.GatheredParameters)."
+    return "Most likely FSDP1 or DeepSpeed flattened and sharded them: use FSDP2 (fully_shard), or gather them first."
