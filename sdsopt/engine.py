@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,8 @@ from sdsopt.errors import StaleParametersError, UnsupportedGradientError
 from sdsopt.linalg import InverseRoot, accurate_dtype, without_autocast
 from sdsopt.pairs import LoRAPair
 
-DecayOf = Callable[[Mapping[str, Any]], "float | Tensor"]
+ParamGroup = dict[str, Any]
+DecayOf = Callable[[ParamGroup], "float | Tensor"]
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Engine:
         self.damping = damping
         self._was_owned: set[tuple[int, str]] = set()
 
-    def owned_pairs(self, param_groups: Iterable[Mapping[str, Any]]) -> list[LoRAPair]:
+    def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
         """Returns the pairs of which the groups hold a factor, and remembers these factors.
 
         Raises:
@@ -101,12 +102,12 @@ class Engine:
                 self._was_owned |= sides
         return found
 
-    def any_gradient(self, param_groups: Iterable[Mapping[str, Any]]) -> bool:
+    def any_gradient(self, param_groups: Iterable[ParamGroup]) -> bool:
         """Tells whether any parameter of the groups has a gradient."""
         return any(parameter.grad is not None for group in param_groups for parameter in group["params"])
 
     @contextmanager
-    def corrected(self, param_groups: Sequence[Mapping[str, Any]], decay_of: DecayOf) -> Iterator[int]:
+    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf) -> Generator[int]:
         """Puts corrected gradients in place of the raw ones; on exit, the raw ones are back.
 
         The inner optimizer steps inside the context. Everything that can fail is computed before a gradient is
@@ -131,7 +132,7 @@ class Engine:
             corrected = [self._precondition(job) for job in jobs]
             if self.correction.uses_updates:
                 for job in jobs:
-                    job.before = PairTensors(*(None if p is None else p.detach().clone() for p in job.targets))
+                    job.before = job.targets.map(torch.clone)
 
         with _gradients_replaced(jobs, corrected):
             yield len(jobs)
@@ -141,7 +142,7 @@ class Engine:
                 for job in jobs:
                     self._postcondition(job, groups, decay_of)
 
-    def _jobs(self, groups: Mapping[int, Mapping[str, Any]]) -> list[_Job]:
+    def _jobs(self, groups: Mapping[int, ParamGroup]) -> list[_Job]:
         jobs: list[_Job] = []
         for index, pair in enumerate(self.pairs):
             A, B = pair.A, pair.B
@@ -194,26 +195,15 @@ class Engine:
                     roots[exponent] = part
 
     def _precondition(self, job: _Job) -> PairTensors:
-        gradients = PairTensors(*(None if p is None else p.grad for p in job.targets))
+        gradients = job.targets.map(lambda parameter: parameter.grad)
         return job.join(self.correction.precondition(job.factors(), job.split(gradients)))
 
-    def _postcondition(
-        self, job: _Job, groups: Mapping[int, Mapping[str, Any]], decay_of: DecayOf
-    ) -> None:
+    def _postcondition(self, job: _Job, groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
         """Replaces the step that was taken by the one that the correction makes of it; the decay stays as it is."""
-        decayed = PairTensors(
-            *(
-                None if p is None or start is None else start * (1 - decay_of(groups[id(p)]))
-                for p, start in zip(job.targets, job.before, strict=True)
-            )
-        )
-        updates = PairTensors(
-            *(None if p is None else p - start for p, start in zip(job.targets, decayed, strict=True))
-        )
+        decayed = job.targets.map(lambda p, start: start * (1 - decay_of(groups[id(p)])), job.before)
+        updates = job.targets.map(torch.sub, decayed)
         mapped = job.join(self.correction.postcondition(job.factors(), job.split(updates)))
-        for parameter, start, update in zip(job.targets, decayed, mapped, strict=True):
-            if parameter is not None and start is not None and update is not None:
-                parameter.copy_(start + update)
+        job.targets.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)
 
 
 def _devices(pairs: Iterable[LoRAPair]) -> set[torch.device]:
@@ -221,8 +211,8 @@ def _devices(pairs: Iterable[LoRAPair]) -> set[torch.device]:
 
 
 @contextmanager
-def _gradients_replaced(jobs: Sequence[_Job], corrected: Sequence[PairTensors]) -> Iterator[None]:
-    replaced: list[tuple[Parameter, Tensor | None]] = []
+def _gradients_replaced(jobs: Sequence[_Job], corrected: Sequence[PairTensors]) -> Generator[None]:
+    replaced: list[tuple[Tensor, Tensor | None]] = []
     try:
         for job, gradients in zip(jobs, corrected, strict=True):
             for parameter, gradient in zip(job.targets, gradients, strict=True):

@@ -34,14 +34,14 @@ def _with_instance_hooks(step: Callable[..., _T]) -> Callable[..., _T]:
     def hooked(self: SDSPreconditioner, *args: Any, **kwargs: Any) -> _T:
         call: tuple[tuple[Any, ...], dict[str, Any]] = ((self, *args), kwargs)
         with record_function(f"Optimizer.step#{type(self).__name__}.step"):
-            for pre_hook in self._optimizer_step_pre_hooks.values():
+            for pre_hook in self._optimizer_step_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
                 call = pre_hook(self, *call) or call
             result = step(*call[0], **call[1])
-            for post_hook in self._optimizer_step_post_hooks.values():
+            for post_hook in self._optimizer_step_post_hooks.values():  # pyright: ignore[reportPrivateUsage]
                 post_hook(self, *call)
         return result
 
-    hooked.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # torch's mark: do not wrap again
+    hooked.hooked = True  # pyright: ignore[reportAttributeAccessIssue]  # torch's mark: do not wrap again
     return hooked
 
 
@@ -162,24 +162,24 @@ class SDSPreconditioner(Optimizer):
             stacklevel=4,
         )
 
-    # What belongs to the inner optimizer: `load_state_dict` and ZeRO replace these objects, so no alias would stay true.
+    # The inner optimizer's own: `load_state_dict` and ZeRO replace these objects, so no alias would stay true.
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The inner optimizer's."""
         return self._inner.param_groups
 
     @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
+    def param_groups(self, value: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._inner.param_groups = value
 
     @property
-    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def state(self) -> Any:
         """The inner optimizer's."""
         return self._inner.state
 
     @state.setter
-    def state(self, value: Any) -> None:
+    def state(self, value: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._inner.state = value
 
     @property

@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sdsopt", description="Preconditioned LoRA gradients for any PyTorch optimizer.")
+    parser = argparse.ArgumentParser(
+        prog="sdsopt", description="Preconditioned LoRA gradients for any PyTorch optimizer."
+    )
     parser.add_argument("--version", action="version", version=f"sdsopt {_version()}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:

@@ -25,8 +25,8 @@ class UsageError(SDSOptError, ValueError):
     """An argument has a value that cannot be used."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
+def add_parser(subparsers: Any) -> None:
+    """Adds the command to what `ArgumentParser.add_subparsers` returned."""
     parser = subparsers.add_parser(
         "compare",
         help="ablation: corrections x learning rates x seeds, table and figures",
@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--seeds", type=_seeds, help="their number, or a list such as 0,1,5 (default: 3)")
     parser.add_argument("--rank", type=int, help="rank of the adapters (default: 8)")
-    parser.add_argument("--steps", type=int, help="steps of every run (default: 100)")
+    parser.add_argument("--steps", type=int, help="steps of every run (default: 150)")
     parser.add_argument("--out", default="sdsopt-results", metavar="DIR", help="results (default: ./%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
     parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")

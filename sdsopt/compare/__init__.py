@@ -1,11 +1,11 @@
 """The ablation harness: methods × learning rates × seeds, on the embedded task or on your own.
 
-    from sdsopt.compare import Settings, Task, compare
+from sdsopt.compare import Settings, Task, compare
 
-    class MyTask(Task): ...  # build_model, batches, loss, evaluate
+class MyTask(Task): ...  # build_model, batches, loss, evaluate
 
-    comparison = compare(MyTask(), Settings(corrections=["lora", "sds"], steps=200))
-    rich.print(comparison.table())
+comparison = compare(MyTask(), Settings(corrections=["lora", "sds"], steps=200))
+rich.print(comparison.table())
 """
 
 from sdsopt.compare.api import Comparison, compare

@@ -43,7 +43,7 @@ def save_tensors(name: str, tensors: dict[str, torch.Tensor]) -> Path:
     try:
         with os.fdopen(descriptor, "wb") as file:
             torch.save(tensors, file)
-        os.replace(temporary, folder / f"{name}.pt")
+        Path(temporary).replace(folder / f"{name}.pt")
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

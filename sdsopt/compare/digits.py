@@ -104,7 +104,7 @@ class DigitsTask(Task):
             num_attention_heads=4,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            num_labels=5,
+            num_labels=5,  # pyright: ignore[reportCallIssue]  # an attribute of every config
         )
         return ViTForImageClassification(config)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from sdsopt.errors import SDSOptError
@@ -15,7 +15,7 @@ class MissingExtraError(SDSOptError, ImportError):
 
 
 @contextmanager
-def demo_extra() -> Iterator[None]:
+def demo_extra() -> Generator[None]:
     """Wraps the imports of optional packages, to turn a missing one into advice.
 
     Raises:

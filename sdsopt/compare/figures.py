@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdsopt.compare.extras import demo_extra
 from sdsopt.compare.records import Record
@@ -90,9 +90,15 @@ def _lr_sensitivity(figure: Figure, rows: Sequence[Row]) -> None:
         # A run that diverged has no height: crosses along the top edge, at its rate.
         for row in members:
             rates = [cell.lr for cell in row.cells if not math.isfinite(cell.loss.mean)]
-            top = [1.0] * len(rates)
-            transform = panel.get_xaxis_transform()
-            panel.plot(rates, top, "x", color=_style(rows, row.method)["color"], transform=transform, clip_on=False)
+            if rates:  # a blended transform without points has no extent, and breaks the layout
+                panel.scatter(
+                    rates,
+                    [1.0] * len(rates),
+                    marker="x",
+                    color="black",
+                    transform=panel.get_xaxis_transform(),
+                    clip_on=False,
+                )
         panel.legend(frameon=False, fontsize=8)
     panels[0][0].set_ylabel("final train loss (mean ± std)\n× diverged")
 
@@ -128,7 +134,7 @@ def _condition_numbers(figure: Figure, rows: Sequence[Row]) -> None:
     panels[0][0].legend(frameon=False, fontsize=8)
 
 
-def _plain_numbers(value: float, _position: int | None = None) -> str:
+def _plain_numbers(value: float, _position: float) -> str:
     return f"{value:g}"
 
 
@@ -144,7 +150,7 @@ def _panels(figure: Figure, lines: int, columns: int) -> list[list[Axes]]:
     return [list(line) for line in panels]
 
 
-def _style(rows: Sequence[Row], method: str) -> dict[str, str]:
+def _style(rows: Sequence[Row], method: str) -> dict[str, Any]:
     at = list(dict.fromkeys(row.method for row in rows)).index(method)
     return {"color": _COLOURS[at % len(_COLOURS)], "linestyle": _DASHES[at % len(_DASHES)]}
 

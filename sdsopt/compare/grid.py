@@ -35,7 +35,7 @@ class Settings:
     lrs: Sequence[float] | None = None
     seeds: Sequence[int] = (0, 1, 2)
     rank: int = 8
-    steps: int = 100
+    steps: int = 150
 
     def __post_init__(self) -> None:
         for name in ("rank", "steps"):

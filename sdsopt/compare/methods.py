@@ -82,7 +82,7 @@ def _sgd(groups: Iterable[dict[str, Any]]) -> Optimizer:
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
 
 
-_INNERS = {inner.name: inner for inner in (Inner("adamw", _adamw, 3e-3), Inner("sgd", _sgd, 0.1))}
+_INNERS = {inner.name: inner for inner in (Inner("adamw", _adamw, 3e-3), Inner("sgd", _sgd, 0.02))}
 
 
 def make_inner(inner: str | Inner) -> Inner:

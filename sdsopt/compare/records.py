@@ -49,4 +49,5 @@ class Record:
         Raises:
             TypeError: The fields are not those of a record.
         """
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
+        return cls(**fields)

@@ -37,11 +37,11 @@ def step_times(task: Task, settings: Settings, directory: Path, rounds: int = 25
     result: dict[tuple[str, str], float] = {}
     for inner in settings.inners:
         key = [sweep_fingerprint(task), inner.name, settings.rank, *(m.identity for m in settings.methods)]
-        found = [line for line in store.read() if line.get("key") == key]
-        if not found:
-            found = [{"key": key, "relative": _measure(task, settings.methods, inner, settings.rank, rounds)}]
-            store.append(found[-1])
-        result |= {(inner.name, method): value for method, value in found[-1]["relative"].items()}
+        relative: dict[str, float] | None = next((x["relative"] for x in store.read() if x.get("key") == key), None)
+        if relative is None:
+            relative = _measure(task, settings.methods, inner, settings.rank, rounds)
+            store.append({"key": key, "relative": relative})
+        result |= {(inner.name, method): value for method, value in relative.items()}
     return result
 
 
@@ -53,9 +53,7 @@ def _measure(task: Task, methods: Sequence[Method], inner: Inner, rank: int, rou
         # Round by round: whatever else the machine does in a round slows all methods alike, and the ratio holds.
         times = [[step() for step in steps] for _ in range(rounds)]
     baseline = methods.index(LORA)
-    return {
-        method.name: round(median(row[i] / row[baseline] for row in times), 3) for i, method in enumerate(methods)
-    }
+    return {method.name: round(median(row[i] / row[baseline] for row in times), 3) for i, method in enumerate(methods)}
 
 
 def _stepper(task: Task, run: Run) -> Callable[[], float]:

@@ -11,21 +11,22 @@ from sdsopt.compare.step_time import StepTimes
 from sdsopt.compare.summary import Row, Stat
 
 with demo_extra():
+    from rich import box
     from rich.table import Table
 
 _NONE = "–"
 
 
 def make_table(rows: Sequence[Row], times: StepTimes, title: str) -> Table:
-    """Returns a rich table, one section for each inner optimizer."""
-    table = Table(title=title, title_justify="left", caption=_legend(rows), caption_justify="left")
-    table.add_column("inner")
-    table.add_column("method", style="bold")
-    for heading in ("best LR", "train loss", "held-out acc. %", "gap closed", "LR range\n≤ 10 %", "time\nper step"):
+    """Returns a rich table that fits 80 columns, with one section for each inner optimizer."""
+    table = Table(title=title, title_justify="left", caption=_legend(rows), caption_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", style="bold", no_wrap=True)
+    for heading in ("best LR", "train loss", "held-out\nacc. %", "gap\nclosed %", "LR range\n≤ 10 %", "time\n/ step"):
         table.add_column(heading, justify="right", no_wrap=True)
     for inner, members in groupby(rows, key=lambda row: row.inner):
-        for i, row in enumerate(members):
-            table.add_row(inner if i == 0 else "", *_cells(row, times.get((inner, row.method))))
+        table.add_row(inner, style="italic")
+        for row in members:
+            table.add_row(f"  {row.method}", *_cells(row, times.get((inner, row.method))))
         table.add_section()
     return table
 
@@ -33,14 +34,13 @@ def make_table(rows: Sequence[Row], times: StepTimes, title: str) -> Table:
 def _cells(row: Row, time: float | None) -> tuple[str, ...]:
     elapsed = _NONE if time is None else f"{time:.2f}×"
     if row.best is None or row.lr_range is None:
-        return row.method, _NONE, "diverged", _NONE, _NONE, _NONE, elapsed
+        return _NONE, "diverged", _NONE, _NONE, _NONE, elapsed
     edge = {"low": "↓", "high": "↑", None: " "}[row.at_edge]
     return (
-        row.method,
         f"{row.best.lr:.2g} {edge}",
         format_stat(row.best.loss, digits=3),
         _NONE if row.accuracy is None else format_stat(row.accuracy, digits=1, scale=100),
-        _NONE if row.gap_closed is None else f"{100 * row.gap_closed[0]:.0f} ± {100 * row.gap_closed[1]:.0f} %",
+        _NONE if row.gap_closed is None else f"{100 * row.gap_closed[0]:.0f} ± {100 * row.gap_closed[1]:.0f}",
         f"{'≥ ' if row.range_open else ''}{row.lr_range:.2g}×",
         elapsed,
     )
@@ -55,13 +55,15 @@ def format_stat(stat: Stat, digits: int, scale: float = 1.0) -> str:
 def _legend(rows: Sequence[Row]) -> str:
     seeds = max((cell.loss.count for row in rows for cell in row.cells), default=0)
     lines = [
-        f"mean ± std over {seeds} seed{'s' if seeds != 1 else ''}, at the LR of lowest mean train loss (last fifth of the steps)",
-        "gap closed: (lora − method) / (lora − full) of the train loss, ± standard error; – where there is no gap beyond noise",
-        "LR range: LRs within 10 % of the method's own best loss, highest / lowest; ≥ where it reaches the end of the grid",
-        "time per step: median ratio to plain LoRA, side by side",
+        f"mean ± std over {seeds} seed{'s' if seeds != 1 else ''}, at the LR of lowest train loss (last fifth)",
+        "gap closed: (lora − method) / (lora − full) of the train loss, ± standard error;",
+        "            – where there is no gap beyond noise",
+        "LR range:   highest / lowest LR whose loss is within 10 % of the method's best;",
+        "            ≥ where it reaches the end of the grid",
+        "time/step:  median ratio to plain LoRA, side by side",
     ]
     if any(row.at_edge for row in rows):
-        lines.append("↑ ↓ the best LR is the end of its grid: widen the grid before reading that row")
+        lines.append("↑ ↓:        the best LR ends its grid: widen the grid before reading that row")
     if diverged := sum(row.diverged for row in rows):
         lines.append(f"{diverged} run{'s' if diverged != 1 else ''} diverged")
     if seeds < 3:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,10 +20,11 @@ from sdsopt.compare.task import Task
 from sdsopt.pairs import find_pairs
 
 _KAPPA_POINTS = 20  # per run, evenly spaced
+_WARM_UP = 0.1  # share of the steps
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int) -> Generator[None]:
     """Seeds torch's generators and uses one thread; on exit, both are as they were.
 
     One thread, because sums depend on how they are split; and because the models here are too small for two.
@@ -51,7 +52,7 @@ def build(task: Task, run: Run) -> tuple[nn.Module, Optimizer]:
 
 
 def train(task: Task, run: Run, fingerprint: str) -> Record:
-    """Trains with a cosine schedule to zero and evaluates. Divergence is a result, not an error."""
+    """Trains with a short warm-up and a cosine to zero, and evaluates. Divergence is a result, not an error."""
     started = time.perf_counter()
     with reproducible(run.seed):
         model, optimizer = build(task, run)
@@ -95,7 +96,7 @@ def _optimize(task: Task, run: Run, model: nn.Module, optimizer: Optimizer) -> _
             curve.kappa_steps.append(step)
             curve.kappas.append(median_condition_numbers(pairs))
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / run.steps))
+            group["lr"] = peak * _schedule(step, run.steps)
         optimizer.zero_grad()
         loss = task.loss(model, batch)
         value = loss.item()
@@ -109,6 +110,11 @@ def _optimize(task: Task, run: Run, model: nn.Module, optimizer: Optimizer) -> _
     if len(curve.losses) < run.steps:
         raise ValueError(f"{task.name}.batches ended after {len(curve.losses)} of {run.steps} steps")
     return curve
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm_up = max(1, int(_WARM_UP * steps))
+    return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()

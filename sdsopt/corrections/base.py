@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -22,6 +22,14 @@ class PairTensors(NamedTuple):
 
     A: Tensor | None
     B: Tensor | None
+
+    def map(self, function: Callable[..., Tensor], *others: PairTensors) -> PairTensors:
+        """Applies a function side by side: to A with the others' A, to B with the others' B; None stays None."""
+        A, B = zip(self, *others, strict=True)
+        return PairTensors(
+            A=None if self.A is None else function(*A),
+            B=None if self.B is None else function(*B),
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class GramPower(Correction):
     |---|---|---|---|
     | `lora` | 0 | 0 | the identity |
     | `sds` | 1/2 | 0 | gA = s·polar(B)ᵀ·G: G passes through orthonormal bases (SDS-LoRA, arXiv 2606.16454) |
-    | `sds-split` | 1/2 | 1/2 | also maps the step back, so that the product moves by Q_B·Inner(Q_BᵀG) + Inner(G·Q_Aᵀ)·Q_A |
+    | `sds-split` | 1/2 | 1/2 | also maps the step: the product moves by Q_B·Inner(Q_BᵀG) + Inner(G·Q_Aᵀ)·Q_A |
     | `scaled` | 1 | 0 | ScaledGD / Riemannian (arXiv 2402.02347; Tong et al. 2021) |
 
     Attributes:
@@ -68,7 +68,7 @@ class GramPower(Correction):
         # Measured by the larger factor: a B that starts at zero may still leave it.
         larger = torch.maximum(_norm(factors.A), _norm(factors.B))  # (e, 1, 1)
         limit = torch.where(larger > 0, self.max_update_ratio * larger, torch.inf)
-        return PairTensors(*(None if update is None else _shorten(update, limit) for update in mapped))
+        return mapped.map(lambda update: _shorten(update, limit))
 
 
 def _apply(factors: Factors, tensors: PairTensors, exponent: float) -> PairTensors:

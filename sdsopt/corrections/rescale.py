@@ -40,19 +40,13 @@ class KeepNorm(Correction):
 
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Corrects, then restores each raw gradient's norm."""
-        return _with_norms_of(gradients, self.correction.precondition(factors, gradients))
+        return gradients.map(_with_norm_of, self.correction.precondition(factors, gradients))
 
     def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
         """Corrects, then restores each raw update's norm."""
-        return _with_norms_of(updates, self.correction.postcondition(factors, updates))
+        return updates.map(_with_norm_of, self.correction.postcondition(factors, updates))
 
 
-def _with_norms_of(raw: PairTensors, corrected: PairTensors) -> PairTensors:
-    return PairTensors(*(_with_norm_of(before, after) for before, after in zip(raw, corrected, strict=True)))
-
-
-def _with_norm_of(raw: Tensor | None, corrected: Tensor | None) -> Tensor | None:
-    if raw is None or corrected is None:
-        return corrected
+def _with_norm_of(raw: Tensor, corrected: Tensor) -> Tensor:
     wanted, actual = (torch.linalg.vector_norm(t, dim=(-2, -1), keepdim=True) for t in (raw, corrected))
     return corrected * torch.where(actual == 0, torch.ones_like(actual), wanted / actual)

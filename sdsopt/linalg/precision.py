@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,7 @@ def accurate_dtype(device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def without_autocast(device_types: set[str]) -> Iterator[None]:
+def without_autocast(device_types: set[str]) -> Generator[None]:
     """Turns autocast off on these kinds of device, so that no product is silently rounded to bfloat16."""
     if not device_types:
         yield
