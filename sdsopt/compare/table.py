@@ -19,7 +19,15 @@ _NONE = "–"
 
 def make_table(rows: Sequence[Row], times: StepTimes, title: str) -> Table:
     """Returns a rich table that fits 80 columns, with one section for each inner optimizer."""
-    table = Table(title=title, title_justify="left", caption=_legend(rows), caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=_legend(rows),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
     table.add_column("", style="bold", no_wrap=True)
     for heading in ("best LR", "train loss", "held-out\nacc. %", "gap\nclosed %", "LR range\n≤ 10 %", "time\n/ step"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -1,0 +1,57 @@
+"""The formulas, written once more: in float64, by SVD, one matrix at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sdsopt import LoRAPair
+
+
+def inverse_root(factor: Tensor, exponent: float, damping: float) -> Tensor:
+    """(XᵀX + δ·λmax·I)^(-p) for one factor X (d, r); the identity for X = 0."""
+    _, singular_values, right = torch.linalg.svd(factor.double(), full_matrices=True)
+    rank = factor.shape[-1]
+    eigenvalues = torch.zeros(rank, dtype=torch.float64)
+    eigenvalues[: len(singular_values)] = singular_values**2
+    if eigenvalues.max() == 0:
+        return torch.eye(rank, dtype=torch.float64)
+    damped = eigenvalues + damping * eigenvalues.max()
+    return right.T @ torch.diag(damped**-exponent) @ right
+
+
+def polar(factor: Tensor) -> Tensor:
+    """U·Vᵀ of the thin SVD: the orthonormal matrix closest to X."""
+    left, _, right = torch.linalg.svd(factor.double(), full_matrices=False)
+    return left @ right
+
+
+def corrected(
+    A: Tensor, B: Tensor, gradient_A: Tensor, gradient_B: Tensor, exponent: float, damping: float
+) -> tuple[Tensor, Tensor]:
+    """M_B^(-p)·gA and gB·M_A^(-p), for one pair A (r, n), B (m, r)."""
+    if exponent == 0:
+        return gradient_A.double(), gradient_B.double()
+    return (
+        inverse_root(B, exponent, damping) @ gradient_A.double(),
+        gradient_B.double() @ inverse_root(A.T, exponent, damping),
+    )
+
+
+def corrected_pair(pair: LoRAPair, exponent: float, damping: float) -> tuple[Tensor, Tensor]:
+    """The same for a pair with gradients, block by block, in the canonical shapes (e, r, n) and (e, m, r)."""
+    assert pair.A.grad is not None
+    assert pair.B.grad is not None
+    split_A, split_B = (
+        (pair.split_A(t.detach()) for t in (pair.A, pair.A.grad)),
+        (pair.split_B(t.detach()) for t in (pair.B, pair.B.grad)),
+    )
+    A, gradient_A = split_A
+    B, gradient_B = split_B
+    blocks = [corrected(*tensors, exponent, damping) for tensors in zip(A, B, gradient_A, gradient_B, strict=True)]
+    return torch.stack([a for a, _ in blocks]), torch.stack([b for _, b in blocks])
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """In the Frobenius norm."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
