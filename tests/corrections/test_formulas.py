@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorder import corrected_gradients
-from toy import lora_linear
 
+import oracle
+from recorder import corrected_gradients
 from sdsopt import GramPower
+from toy import lora_linear
 
 EXPONENTS = {"lora": 0.0, "sds": 0.5, "sds-split": 0.5, "scaled": 1.0}
 SHAPES = [(5, 4, 1), (12, 10, 4), (7, 40, 7), (300, 20, 16), (64, 80, 64), (260, 270, 256)]

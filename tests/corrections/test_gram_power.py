@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recorder import corrected_gradients
-from toy import LoRALinear, lora_linear
 
+from recorder import corrected_gradients
 from sdsopt import Correction, GramPower, KeepNorm, SDSPreconditioner, available_corrections, register_correction
 from sdsopt.corrections import make_correction
 from sdsopt.errors import UnknownCorrectionError
+from toy import LoRALinear, lora_linear
 
 
 def test_the_names() -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toy import LoRALinear, factor, lora_linear
 
+import oracle
 from sdsopt import GramPower, SDSPreconditioner, available_corrections
+from toy import LoRALinear, factor, lora_linear
 
 ROWS, COLUMNS, RANK = 14, 11, 4
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import factor
 
+import oracle
 from sdsopt.linalg import RootStatus, available_inverse_roots, make_inverse_root
+from toy import factor
 
 METHODS = available_inverse_roots()
 
