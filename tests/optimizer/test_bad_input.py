@@ -1,0 +1,326 @@
+"""Bad input gets an error that names it, and leaves parameters, state and gradients as they were."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW
+
+from sdsopt import LoRAPair, SDSPreconditioner, find_pairs
+from sdsopt.errors import (
+    NoPairsError,
+    PairShapeError,
+    StaleParametersError,
+    UnknownCorrectionError,
+    UnsupportedGradientError,
+    UnsupportedOptimizerError,
+)
+from toy import LoRALinear, Network, lora_linear
+
+CORRECTIONS = ["sds", "sds-split"]
+
+
+class Snapshot:
+    """Everything that a failed step must leave alone."""
+
+    def __init__(self, model: nn.Module, optimizer: SDSPreconditioner) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.values = [p.detach().clone() for p in model.parameters()]
+        self.gradients = [(p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+        self.state = copy.deepcopy(optimizer.state_dict())
+
+    def assert_unchanged(self) -> None:
+        for p, value, (gradient, copied) in zip(self.model.parameters(), self.values, self.gradients, strict=True):
+            assert torch.equal(p, value)
+            assert p.grad is gradient
+            if gradient is not None and copied is not None and not gradient.is_sparse:
+                torch.testing.assert_close(gradient, copied, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(self.optimizer.state_dict(), self.state, rtol=0, atol=0)
+
+
+def trained(correction: str) -> tuple[Network, SDSPreconditioner]:
+    model = Network()
+    optimizer = SDSPreconditioner(AdamW(model.parameters(), lr=0.01), model, correction)
+    model.loss().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"correction": "sdss"}, UnknownCorrectionError, r"'sdss'; known: lora, sds, sds-split, scaled"),
+        ({"correction": None}, TypeError, "a name or a Correction"),
+        ({"damping": -1e-3}, ValueError, r"damping .* got -0\.001"),
+        ({"damping": float("nan")}, ValueError, "damping .* got nan"),
+        ({"damping": float("inf")}, ValueError, "damping .* got inf"),
+        ({"inverse_root": "qr"}, ValueError, "'qr'; known: eigh, svd"),
+        ({"rescale": "norm"}, ValueError, r"rescale must be .grad_norm. or None, got 'norm'"),
+    ],
+)
+def test_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = Network()
+    with pytest.raises(error, match=message):
+        SDSPreconditioner(SGD(model.parameters(), lr=0.1), model, **options)
+
+
+def test_a_model_without_pairs() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(NoPairsError, match=r"no LoRA pair to correct in Sequential: 0 LoRA pairs[\s\S]*get_peft_model"):
+        SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    with pytest.raises(NoPairsError, match="empty collection"):
+        SDSPreconditioner(SGD(model.parameters(), lr=0.1), [])
+
+
+def test_an_optimizer_of_another_model() -> None:
+    model, other = Network(), Network()
+    with pytest.raises(NoPairsError, match=r"SGD holds 6 parameters, none .* 2 LoRA pairs .* the first is first\[def"):
+        SDSPreconditioner(SGD(other.parameters(), lr=0.1), model)
+
+
+def test_an_optimizer_of_the_head_alone() -> None:
+    model = Network()
+    with pytest.raises(NoPairsError, match="none of which is a factor"):
+        SDSPreconditioner(SGD(model.head.parameters(), lr=0.1), model)
+
+
+def test_something_else_than_pairs() -> None:
+    model = Network()
+    with pytest.raises(TypeError, match="iterable of LoRAPair; it yielded"):
+        SDSPreconditioner(SGD(model.parameters(), lr=0.1), model.parameters())  # pyright: ignore
+
+
+class NeedsClosure(SGD):
+    def step(self, closure: Callable[[], float]) -> float | None:  # pyright: ignore
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: torch.optim.LBFGS(p), "LBFGS evaluates the loss anew"),
+        (lambda p: NeedsClosure(p, lr=0.1), "NeedsClosure evaluates the loss anew"),
+        (lambda p: torch.optim.SparseAdam(p), "SparseAdam takes only sparse gradients"),
+        (lambda p: AdamW, "build the optimizer first"),
+        (lambda p: None, "expected a torch.optim.Optimizer instance as first argument, got None"),
+    ],
+)
+def test_optimizers_that_cannot_be_wrapped(make: Callable[[Any], Any], message: str) -> None:
+    model = Network()
+    with pytest.raises(UnsupportedOptimizerError, match=message):
+        SDSPreconditioner(make(list(model.parameters())), model)
+
+
+def test_wrapping_twice() -> None:
+    model = Network()
+    once = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    with pytest.raises(UnsupportedOptimizerError, match=r"already; wrap its \.inner"):
+        SDSPreconditioner(once, model)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_non_finite_gradients_stay_non_finite(bad: float, correction: str) -> None:
+    """So that whoever looks, such as GradScaler or a NaN detector, sees them; no exception, as with the bare one."""
+    from recorder import corrected_gradients
+
+    model = Network()
+    model.loss().backward()
+    assert model.first.A.grad is not None
+    model.first.A.grad[0, 0] = bad
+    seen = corrected_gradients(model, correction)
+    assert not seen[model.first.A].isfinite().all()
+    assert seen[model.first.B].isfinite().all()
+    assert seen[model.second.A].isfinite().all()
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_non_finite_factors_do_not_raise_and_do_not_spread_to_other_pairs(correction: str) -> None:
+    from recorder import corrected_gradients
+
+    model = Network()
+    model.loss().backward()
+    with torch.no_grad():
+        model.first.B[0, 0] = torch.nan
+    seen = corrected_gradients(model, correction)
+    assert seen[model.first.A].isnan().all()
+    assert seen[model.second.A].isfinite().all()
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_a_closure_that_raises(correction: str) -> None:
+    model, optimizer = trained(correction)
+    before = Snapshot(model, optimizer)
+
+    def closure() -> float:
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        optimizer.step(closure)
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_an_inner_optimizer_that_raises_at_once(correction: str) -> None:
+    model = Network()
+
+    class Failing(SGD):
+        def step(self, closure: Any = None) -> None:  # pyright: ignore
+            raise RuntimeError("no")
+
+    optimizer = SDSPreconditioner(Failing(model.parameters(), lr=0.1), model, correction)
+    model.loss().backward()
+    before = Snapshot(model, optimizer)
+    with pytest.raises(RuntimeError, match="no"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_a_correction_that_raises(correction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = trained(correction)
+    before = Snapshot(model, optimizer)
+    calls: list[int] = []
+    original = type(optimizer.correction).precondition
+
+    def second_fails(self: Any, factors: Any, gradients: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("at the second pair")
+        return original(self, factors, gradients)
+
+    monkeypatch.setattr(type(optimizer.correction), "precondition", second_fails)
+    with pytest.raises(RuntimeError, match="at the second pair"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_an_update_correction_that_raises_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inner optimizer has stepped by then, so its state cannot be given back."""
+    _, optimizer = trained("sds-split")
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("after the step")
+
+    monkeypatch.setattr(type(optimizer.correction), "postcondition", fails)
+    with pytest.raises(RuntimeError, match="after the step"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_a_replaced_factor(correction: str) -> None:
+    model, optimizer = trained(correction)
+    model.first.A = model.first.A.detach()
+    model.first.A.grad = torch.ones_like(model.first.A)
+    before = Snapshot(model, optimizer)
+    with pytest.raises(StaleParametersError, match=r"factor A of first\[default\] was replaced .* Build the optimizer"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_a_deleted_adapter() -> None:
+    model, optimizer = trained("sds")
+    del model.first.lora_A["default"]
+    before = Snapshot(model, optimizer)
+    with pytest.raises(StaleParametersError, match=r"factor A of first\[default\] is gone"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_factors_moved_in_place_are_followed(correction: str) -> None:
+    """`module.to` keeps the Parameters and changes their data."""
+    model, reference = Network(), Network().double()
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model, correction)
+    model.double()
+    other = SDSPreconditioner(SGD(reference.parameters(), lr=0.1), reference, correction)
+    for net, opt in ((model, optimizer), (reference, other)):
+        net.loss().backward()
+        opt.step()
+    assert model.first.A.dtype == torch.float64
+    torch.testing.assert_close(model.first.A, reference.first.A, rtol=1e-6, atol=1e-6)
+
+
+def test_factors_that_do_not_fit_together() -> None:
+    model = LoRALinear(torch.ones(3, 5), torch.ones(4, 2))
+    with pytest.raises(PairShapeError, match=r"A is \(3, 5\), B is \(4, 2\).* ranks are 3 and 2"):
+        SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+
+
+def test_factors_that_stop_fitting_together() -> None:
+    model, optimizer = trained("sds")
+    model.first.lora_B["default"].weight.data = torch.ones(12, 2)  # pyright: ignore
+    model.first.B.grad = torch.ones(12, 2)
+    before = Snapshot(model, optimizer)
+    with pytest.raises(PairShapeError, match="do not fit together"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_sparse_gradients() -> None:
+    model, optimizer = trained("sds")
+    assert model.first.A.grad is not None
+    model.first.A.grad = model.first.A.grad.to_sparse()
+    before = Snapshot(model, optimizer)
+    with pytest.raises(UnsupportedGradientError, match=r"factor A of first\[default\] .*sparse.*sparse=False"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_a_step_that_corrects_nothing_warns_once() -> None:
+    model, optimizer = trained("sds")
+
+    def step() -> None:
+        for parameter in (*model.first.parameters(), *model.second.parameters()):
+            parameter.grad = None
+        optimizer.step()
+
+    with pytest.warns(UserWarning, match="corrected nothing: none of the 2 LoRA pairs has a gradient") as caught:
+        step()
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step()
+
+
+def test_a_step_without_any_gradient_is_silent() -> None:
+    """As with every optimizer; nothing was asked for."""
+    model, optimizer = trained("sds")
+    optimizer.zero_grad()
+    before = Snapshot(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_pairs_given_by_hand_may_be_some_of_the_models() -> None:
+    model = Network()
+    first: list[LoRAPair] = [pair for pair in find_pairs(model) if pair.name.startswith("first")]
+    optimizer = SDSPreconditioner(Adam(model.parameters(), lr=0.1), first)
+    assert [pair.name for pair in optimizer.pairs] == ["first[default]"]
+
+
+def test_another_optimizers_factors_are_left_alone() -> None:
+    """Two optimizers share one model: each corrects its own."""
+    model = Network()
+    one = SDSPreconditioner(SGD(model.first.parameters(), lr=0.1), model)
+    two = SGD(model.second.parameters(), lr=0.1)
+    model.loss().backward()
+    before = model.second.A.detach().clone()
+    one.step()
+    assert torch.equal(model.second.A, before)
+    two.step()
+    assert torch.equal(model.second.A, before - 0.1 * model.second.A.grad)  # pyright: ignore
+
+
+def test_a_single_lora_layer_is_a_model_too() -> None:
+    model = lora_linear()
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    assert len(optimizer.pairs) == 1
