@@ -18,7 +18,7 @@ from sdsopt.linalg import InverseRoot, accurate_dtype, without_autocast
 from sdsopt.pairs import LoRAPair
 
 ParamGroup = dict[str, Any]
-DecayOf = Callable[[ParamGroup], "float | Tensor"]
+DecayOf = Callable[[ParamGroup, Tensor], "float | Tensor"]
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Engine:
 
     def _postcondition(self, job: _Job, groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
         """Replaces the step that was taken by the one that the correction makes of it; the decay stays as it is."""
-        decayed = job.targets.map(lambda p, start: start * (1 - decay_of(groups[id(p)])), job.before)
+        decayed = job.targets.map(lambda p, start: start * (1 - decay_of(groups[id(p)], p)), job.before)
         updates = job.targets.map(torch.sub, decayed)
         mapped = job.join(self.correction.postcondition(job.factors(), job.split(updates)))
         job.targets.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)

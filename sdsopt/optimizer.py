@@ -19,9 +19,12 @@ from sdsopt.engine import Engine
 from sdsopt.errors import NoPairsError, UnsupportedOptimizerError
 from sdsopt.linalg import InverseRoot, make_inverse_root
 from sdsopt.pairs import LoRAPair, find_pairs
-from sdsopt.weight_decay import decoupled_decay
+from sdsopt.weight_decay import decoupled_decay, require_separable_decay
 
 _T = TypeVar("_T")
+
+# Optimizers that estimate the Hessian, by class name: they come from packages that may not be installed.
+_NEEDS_GRAPH = {"Adahessian", "AdaHessian"}
 
 
 def _with_instance_hooks(step: Callable[..., _T]) -> Callable[..., _T]:
@@ -75,7 +78,8 @@ class SDSPreconditioner(Optimizer):
         PairShapeError: Two factors of a pair do not fit together.
         UnknownCorrectionError: No correction has that name.
         UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS), takes sparse gradients only
-            (SparseAdam), is wrapped already, or is no `torch.optim.Optimizer`.
+            (SparseAdam), is wrapped already, or is no `torch.optim.Optimizer`; or the correction maps updates and the
+            optimizer's weight decay cannot be told from its update.
         ValueError: `damping` is negative or not finite, or `inverse_root` or `rescale` is unknown.
     """
 
@@ -102,6 +106,8 @@ class SDSPreconditioner(Optimizer):
             correction = KeepNorm(correction)
 
         engine = Engine(_pairs_of(model), correction, make_inverse_root(inverse_root), damping)
+        if correction.uses_updates:
+            require_separable_decay(optimizer, optimizer.param_groups)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
         self._adopt(optimizer, engine)
@@ -193,6 +199,8 @@ class SDSPreconditioner(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the inner optimizer."""
+        if self.correction.uses_updates:
+            require_separable_decay(self._inner, [{**self.defaults, **param_group}])
         self._inner.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -246,6 +254,10 @@ def _check_inner(optimizer: Optimizer) -> None:
         raise UnsupportedOptimizerError(f"{name} takes only sparse gradients, and LoRA's are dense; use Adam or AdamW")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+    if name in _NEEDS_GRAPH:
+        raise UnsupportedOptimizerError(
+            f"{name} differentiates the gradients a second time, and corrected ones have no graph; use AdamW or SGD"
+        )
     if isinstance(optimizer, LBFGS) or needs_closure:
         raise UnsupportedOptimizerError(
             f"{name} evaluates the loss anew inside its step, after the gradients were corrected, and so would undo "
