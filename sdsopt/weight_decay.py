@@ -12,6 +12,8 @@ from sdsopt.errors import UnsupportedOptimizerError
 
 # The names under which optimizers say whether their decay is decoupled, in the param group or on themselves.
 _FLAGS = ("decoupled_weight_decay", "decouple_weight_decay", "weight_decouple", "_weight_decouple")
+# AdaBelief's: the decay is a share of its own, whatever the learning rate.
+_FIXED = ("fixed_decay", "_fixed_decay")
 # Those that always decouple it, by class name: most come from packages that may not be installed.
 _ALWAYS_DECOUPLED = {"AdaMod", "Adafactor", "Lion", "Muon", "RAdam", "Ranger", "RangerVA", "SGDW"}
 # Those whose share cannot be told from outside: AdamP and SGDP scale it step by step, and torch_optimizer's SGDW
@@ -35,7 +37,7 @@ def decoupled_decay(optimizer: Optimizer, group: dict[str, Any], parameter: Tens
     """
     if not group.get("weight_decay") or not _is_decoupled(optimizer, group):
         return 0.0
-    if group.get("fixed_decay"):  # AdaBelief: regardless of the learning rate
+    if _first_setting(optimizer, group, _FIXED):
         return group["weight_decay"]
     lr = group["lr"]
     if "scale_parameter" in group:  # Hugging Face's Adafactor and its like find their own rate
@@ -60,10 +62,14 @@ def require_separable_decay(optimizer: Optimizer, groups: Iterable[dict[str, Any
 def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     if group.get("weight_decay_type") == "direct":  # QHM
         return True
-    for flag in _FLAGS:
-        if flag in group:
-            return bool(group[flag])
-        if hasattr(optimizer, flag):
-            return bool(getattr(optimizer, flag))
     name = type(optimizer).__name__
-    return name in _ALWAYS_DECOUPLED or "AdamW" in name
+    flag = _first_setting(optimizer, group, _FLAGS)
+    return (name in _ALWAYS_DECOUPLED or "AdamW" in name) if flag is None else flag
+
+
+def _first_setting(optimizer: Optimizer, group: dict[str, Any], names: Iterable[str]) -> bool | None:
+    for name in names:
+        value = group.get(name, getattr(optimizer, name, None))
+        if value is not None:
+            return bool(value)
+    return None

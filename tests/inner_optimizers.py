@@ -24,23 +24,23 @@ class Inner:
         make: From parameters and, where it has one, `weight_decay`.
         decay: "none" (no such option), "l2" (added to the gradient, or a part of the update), "linear" (the same, and
             the step is linear in the gradient, so that it looks decoupled), "decoupled", or "unknowable".
-        exact_state: Whether its state dict holds all of its state, so that it resumes bit for bit when bare.
+        loads: Whether the bare optimizer can load its own state dict.
     """
 
     name: str
     make: Make
     decay: str = "l2"
-    exact_state: bool = True
+    loads: bool = True
 
     def __call__(self, parameters: Iterable[Parameter], weight_decay: float = 0.0) -> Optimizer:
         options: dict[str, Any] = {} if self.decay == "none" else {"weight_decay": weight_decay}
         return self.make(list(parameters), **options)
 
 
-def _row(cls: Any, decay: str = "l2", label: str = "", exact_state: bool = True, **options: Any) -> Inner:
+def _row(cls: Any, decay: str = "l2", label: str = "", **options: Any) -> Inner:
     package = "" if cls.__module__.startswith("torch.optim") else "torch_optimizer."
     name = f"{package}{cls.__name__}{f'-{label}' if label else ''}"
-    return Inner(name, partial(cls, **options), decay, exact_state)
+    return Inner(name, partial(cls, **options), decay)
 
 
 def _lookahead(parameters: list[Parameter]) -> Optimizer:
@@ -95,7 +95,7 @@ TORCH_OPTIMIZER: list[Inner] = [
     _row(_t.DiffGrad, lr=0.01),
     _row(_t.LARS, lr=0.01),
     _row(_t.Lamb, lr=0.01),
-    Inner("torch_optimizer.Lookahead", _lookahead, decay="none"),
+    Inner("torch_optimizer.Lookahead", _lookahead, decay="none", loads=False),
     _row(_t.MADGRAD, lr=0.01),
     _row(_t.NovoGrad, decay="linear", lr=0.01),
     _row(_t.PID, decay="linear", lr=0.01, momentum=0.9),

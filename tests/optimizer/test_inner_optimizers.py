@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 every = pytest.mark.parametrize("inner", ALL, ids=lambda inner: inner.name)
+every_that_loads = pytest.mark.parametrize("inner", [row for row in ALL if row.loads], ids=lambda inner: inner.name)
 
 
 def matrices(model: Network) -> Iterator[Parameter]:
@@ -98,7 +99,7 @@ def test_the_correction_acts(inner: Inner, correction: str) -> None:
             assert not torch.equal(a, b), name
 
 
-@every
+@every_that_loads
 @pytest.mark.parametrize("way", ["bare to wrapped", "wrapped to bare"])
 def test_checkpoints_move_both_ways(inner: Inner, way: str) -> None:
     """Train bare, go on wrapped, or the other way round: where nothing is corrected, nothing changes."""
@@ -119,10 +120,10 @@ def test_checkpoints_move_both_ways(inner: Inner, way: str) -> None:
     assert_same(bare_next, wrapped_next)
 
 
-@every
+@every_that_loads
 @pytest.mark.parametrize("correction", available_corrections())
 def test_resume_equals_uninterrupted(inner: Inner, correction: str) -> None:
-    """Bit for bit, wherever the bare optimizer resumes so itself."""
+    """Bit for bit."""
     model = Network()
     optimizer = SDSPreconditioner(inner(matrices(model)), model, correction)
     train(model, optimizer, 3)
@@ -134,10 +135,18 @@ def test_resume_equals_uninterrupted(inner: Inner, correction: str) -> None:
     again = SDSPreconditioner(inner(matrices(resumed)), resumed, correction)
     again.load_state_dict(state)
     train(resumed, again, 3, first=3)
-    if inner.exact_state:
-        assert_same(model, resumed)
-    else:
-        assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
+    assert_same(model, resumed)
+
+
+def test_what_does_not_load_wrapped_does_not_load_bare() -> None:
+    rows = [row for row in ALL if not row.loads]
+    assert [row.name for row in rows] == ["torch_optimizer.Lookahead"]
+    for row in rows:
+        model = Network()
+        optimizer = row(matrices(model))
+        train(model, optimizer, 1)
+        with pytest.raises((KeyError, ValueError, AttributeError, RuntimeError, TypeError)):
+            row(matrices(Network())).load_state_dict(optimizer.state_dict())
 
 
 def first_step(inner: Inner, weight_decay: float, scale: float) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -156,15 +165,18 @@ def test_the_share_of_decoupled_decay(inner: Inner) -> None:
     before, with_decay, share = first_step(inner, 0.1, 1.0)
     _, without, _ = first_step(inner, 0.0, 1.0)
     if inner.decay == "decoupled":
-        torch.testing.assert_close(with_decay - without, -share * before, rtol=1e-6, atol=1e-12)
+        # Some compute in float32 whatever the parameter's dtype.
+        torch.testing.assert_close(with_decay - without, -share * before, rtol=0, atol=1e-6)
         assert share > 0
+        return
+    if inner.decay == "unknowable":  # refused where it would matter, see below
         return
     assert share == 0
     if inner.decay == "none":
         return
     ratio = (with_decay - without) / before
     looks_decoupled = bool((ratio.max() - ratio.min()).abs() < 1e-6 * ratio.abs().max()) and bool(ratio.any())
-    assert looks_decoupled == (inner.decay == "linear" or "P" in inner.name.removeprefix("torch_optimizer.")[-1:])
+    assert looks_decoupled == (inner.decay == "linear")
 
 
 @pytest.mark.parametrize("inner", [row for row in ALL if row.decay == "decoupled"], ids=lambda inner: inner.name)
@@ -175,8 +187,7 @@ def test_the_split_form_does_not_precondition_decoupled_decay(inner: Inner) -> N
     for weight_decay in (0.1, 0.0):
         model = Network(dtype=torch.float64)
         optimizer = inner(matrices(model), weight_decay)
-        # Without the limit, which depends on the length of the step alone.
-        SDSPreconditioner(optimizer, model, GramPower(0.5, 0.5, max_update_ratio=None))
+        # Without the limit on the update's length, which stays the same in both.
         train(model, SDSPreconditioner(optimizer, model, GramPower(0.5, 0.5, max_update_ratio=None)), 1)
         ends.append(model)
         if weight_decay:
@@ -184,7 +195,7 @@ def test_the_split_form_does_not_precondition_decoupled_decay(inner: Inner) -> N
             shares = [decoupled_decay(optimizer, group, p) for p in matrices(model)]
     for p, q, before, share in zip(*(matrices(m) for m in (*ends, start)), shares, strict=True):  # pyright: ignore
         assert share > 0
-        torch.testing.assert_close(p, q - share * before, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(p, q - share * before, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("inner", [row for row in ALL if row.decay == "unknowable"], ids=lambda inner: inner.name)
