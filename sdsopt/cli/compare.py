@@ -111,7 +111,7 @@ def load_task(name: str) -> Task:
         raise UsageError(f"--task: no module {module_name!r}") from error
     except AttributeError as error:
         raise UsageError(f"--task: {module_name} has no {attribute!r}") from error
-    task = found() if isinstance(found, type) else found
+    task = found() if isinstance(found, type) and issubclass(found, Task) else found
     if not isinstance(task, Task):
         raise UsageError(f"--task: {name} is not a sdsopt.compare.Task")
     return task

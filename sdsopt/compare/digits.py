@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -71,7 +72,9 @@ class DigitsTask(Task):
             from peft import LoraConfig, get_peft_model
         # The name from the config's point of view has no adapter: save the head whole.
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_TARGETS, modules_to_save=[_HEAD])
-        return get_peft_model(model, config).train()  # pyright: ignore[reportArgumentType]
+        with warnings.catch_warnings():  # PEFT asks transformers by a deprecated name
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            return get_peft_model(model, config).train()  # pyright: ignore[reportArgumentType]
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields shuffled batches of the digits 5–9, epoch after epoch."""

@@ -62,16 +62,16 @@ def format_stat(stat: Stat, digits: int, scale: float = 1.0) -> str:
 
 def _legend(rows: Sequence[Row]) -> str:
     seeds = max((cell.loss.count for row in rows for cell in row.cells), default=0)
-    lines = [
-        f"mean ± std over {seeds} seed{'s' if seeds != 1 else ''}, at the LR of lowest train loss (last fifth)",
-        "gap closed: (lora − method) / (lora − full) of the train loss, ± standard error;",
-        "            – where there is no gap beyond noise",
-        "LR range:   highest / lowest LR whose loss is within 10 % of the method's best;",
+    lines = [  # no wider than the table
+        f"mean ± std over {seeds} seed{'s' if seeds != 1 else ''} at the LR of lowest train loss (last fifth)",
+        "gap closed: share of the train-loss gap from lora to full, ± standard",
+        "            error; – where that gap is within noise",
+        "LR range:   highest / lowest LR with a loss within 10 % of the best;",
         "            ≥ where it reaches the end of the grid",
         "time/step:  median ratio to plain LoRA, side by side",
     ]
     if any(row.at_edge for row in rows):
-        lines.append("↑ ↓:        the best LR ends its grid: widen the grid before reading that row")
+        lines.append("↑ ↓:        the best LR ends its grid; widen it before reading that row")
     if diverged := sum(row.diverged for row in rows):
         lines.append(f"{diverged} run{'s' if diverged != 1 else ''} diverged")
     if seeds < 3:

@@ -1,0 +1,137 @@
+"""Statistics, table and figures of records written by hand."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sdsopt.compare import Record, Row, Stat, summarise
+from sdsopt.compare.figures import save_figures
+from sdsopt.compare.summary import gap_closed, make_stat
+from sdsopt.compare.table import make_table
+
+
+def record(method: str, lr: float, seed: int, loss: float, accuracy: float | None = 0.9, inner: str = "sgd") -> Record:
+    diverged = not math.isfinite(loss)
+    adapts = method != "full"
+    return Record(
+        fingerprint="f",
+        key=(method, inner, lr, seed, 8, 10),
+        method=method,
+        inner=inner,
+        lr=lr,
+        seed=seed,
+        rank=8,
+        steps=10,
+        losses=(2.0,) if diverged else tuple(loss + 0.1 * (9 - i) for i in range(10)),
+        diverged=diverged,
+        accuracy=None if diverged else accuracy,
+        kappa_steps=(0, 5) if adapts else (),
+        kappa_A=(2.0, 3.0) if adapts else (),
+        kappa_B=(None, 4.0) if adapts else (),
+        seconds=1.0,
+    )
+
+
+# Final losses by method, learning rate and seed; the tail adds 0.05 to each.
+LOSSES = {
+    "full": {0.1: (1.0, 1.02), 0.2: (1.5, 1.5)},
+    "lora": {0.1: (2.0, 2.02), 0.2: (2.1, 2.1), 0.4: (math.inf, 2.0)},
+    "sds": {0.1: (1.8, 1.8), 0.2: (1.5, 1.52), 0.4: (1.52, 1.52)},
+}
+
+
+def records() -> list[Record]:
+    return [
+        record(method, lr, seed, loss)
+        for method, grid in LOSSES.items()
+        for lr, losses in grid.items()
+        for seed, loss in enumerate(losses)
+    ]
+
+
+def rows() -> dict[str, Row]:
+    return {row.method: row for row in summarise(records())}
+
+
+def test_best_rate_and_its_place_in_the_grid() -> None:
+    found = rows()
+    assert {name: row.best.lr for name, row in found.items() if row.best} == {"full": 0.1, "lora": 0.1, "sds": 0.2}
+    assert {name: row.at_edge for name, row in found.items()} == {"full": "low", "lora": "low", "sds": None}
+    assert found["sds"].best is not None
+    assert found["sds"].best.loss.mean == pytest.approx(1.56)
+    assert found["lora"].diverged == 1
+    assert found["sds"].accuracy == Stat(0.9, 0.0, 2)
+
+
+def test_range_of_good_rates() -> None:
+    found = rows()
+    assert (found["full"].lr_range, found["full"].range_open) == (1.0, True)
+    assert (found["lora"].lr_range, found["lora"].range_open) == (2.0, True)
+    assert (found["sds"].lr_range, found["sds"].range_open) == (2.0, True)
+
+
+def test_share_of_the_gap() -> None:
+    found = rows()
+    share, error = found["sds"].gap_closed or (0, 0)
+    assert share == pytest.approx((2.01 - 1.51) / (2.01 - 1.01))
+    assert error == pytest.approx(math.hypot(0.01, 0.01) / 1.0, rel=1e-6)
+    assert found["lora"].gap_closed == (0.0, 0.0)
+    assert (found["full"].gap_closed or (0, 0))[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("lora", "full"),
+    [
+        (Stat(2.0, 1.0, 3), Stat(1.9, 1.0, 3)),  # within noise
+        (Stat(1.0, 0.1, 3), Stat(2.0, 0.1, 3)),  # full is worse
+        (Stat(2.0, math.nan, 1), Stat(1.0, math.nan, 1)),  # one seed says nothing of noise
+        (Stat(math.inf, math.nan, 3), Stat(math.inf, math.nan, 3)),
+    ],
+)
+def test_no_claim_without_a_gap(lora: Stat, full: Stat) -> None:
+    assert gap_closed(lora, full, Stat(1.5, 0.1, 3)) is None
+
+
+def test_stat_of_one_value_has_no_deviation() -> None:
+    assert math.isnan(make_stat([1.0]).std)
+    assert make_stat([1.0, math.inf]).mean == math.inf
+
+
+def printed(found: list[Row]) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(make_table(found, {("sgd", "lora"): 1.0, ("sgd", "sds"): 1.234}, "title"))
+    return console.file.getvalue()  # pyright: ignore
+
+
+def test_table_fits_eighty_columns_and_shows_everything() -> None:
+    text = printed(summarise(records()))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    line = next(line for line in text.splitlines() if line.strip().startswith("sds"))
+    assert line.split() == [
+        "sds", "0.2", "1.560", "±", "0.014", "90.0", "±", "0.0", "50", "±", "1", "≥", "2×", "1.23×"
+    ]  # fmt: skip
+    for note in ("1 run diverged", "widen it before", "fewer than 3 seeds"):
+        assert note in text
+
+
+def test_table_of_nothing_but_divergence() -> None:
+    text = printed(summarise([record("lora", 0.1, seed, math.inf) for seed in range(3)]))
+    assert "diverged" in text
+
+
+def test_figures(tmp_path: Path) -> None:
+    both = records() + [record("lora", 0.1, seed, 1.0, inner="adamw") for seed in range(2)]
+    paths = save_figures(summarise(both), tmp_path / "new", "title")
+    assert [path.name for path in paths] == ["loss_curves.png", "lr_sensitivity.png", "condition_numbers.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_no_figure_of_condition_numbers_without_adapters(tmp_path: Path) -> None:
+    found = summarise([record("full", 0.1, seed, 1.0) for seed in range(2)])
+    assert [path.name for path in save_figures(found, tmp_path, "t")] == ["loss_curves.png", "lr_sensitivity.png"]

@@ -1,0 +1,209 @@
+"""Runs, their results on disk, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sdsopt import GramPower
+from sdsopt.compare import Observer, Record, Settings, Task, compare, log_grid
+from sdsopt.compare.grid import make_runs
+from sdsopt.compare.store import JsonLines
+from toy_task import Regression
+
+SMALL = Settings(corrections=("lora", "sds"), inner=("sgd",), lrs=(0.05, 0.1), seeds=(0, 1), rank=3, steps=12)
+RUNS = 3 * 2 * 2  # with full fine-tuning
+
+
+class Counting(Observer):
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.records: list[Record] = []
+        self.total = self.done = 0
+        self.is_closed = False
+        self.stop_after = stop_after
+
+    def started(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+
+    def finished(self, record: Record) -> None:
+        self.records.append(record)
+        if len(self.records) == self.stop_after:
+            raise KeyboardInterrupt
+
+    def closed(self) -> None:
+        self.is_closed = True
+
+
+def lines(folder: Path) -> list[str]:
+    return (folder / "runs.jsonl").read_text().splitlines()
+
+
+def test_every_run_is_a_line_of_json(tmp_path: Path) -> None:
+    observer = Counting()
+    comparison = compare(Regression(), SMALL, out=tmp_path, observer=observer)
+    assert (observer.total, observer.done, len(observer.records)) == (RUNS, 0, RUNS)
+    assert observer.is_closed
+    parsed = [json.loads(line) for line in lines(tmp_path)]
+    assert {(p["method"], p["lr"], p["seed"]) for p in parsed} == {
+        (method, lr, seed) for method in ("full", "lora", "sds") for lr in (0.05, 0.1) for seed in (0, 1)
+    }
+    assert len(comparison.records) == RUNS
+    assert all(len(record.losses) == 12 for record in comparison.records)
+    assert all(row.best and row.best.loss.mean < row.best.records[0].losses[0] for row in comparison.rows)
+    assert all(0 <= (record.accuracy or 0) <= 1 for record in comparison.records)
+    adapted = [record for record in comparison.records if record.method == "sds"]
+    assert all(record.kappa_A[-1] and record.kappa_B[0] is None for record in adapted)
+    assert comparison.step_times["sgd", "lora"] == 1.0
+
+
+def test_an_interrupted_sweep_resumes_and_ends_the_same(tmp_path: Path) -> None:
+    whole = compare(Regression(), SMALL, out=tmp_path / "whole")
+    observer = Counting(stop_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        compare(Regression(), SMALL, out=tmp_path / "cut", observer=observer)
+    assert observer.is_closed
+    assert len(lines(tmp_path / "cut")) == 5
+
+    again = Counting()
+    resumed = compare(Regression(), SMALL, out=tmp_path / "cut", observer=again)
+    assert (again.done, len(again.records)) == (5, RUNS - 5)
+    assert [replace(r, seconds=0) for r in resumed.records] == [replace(r, seconds=0) for r in whole.records]
+
+
+def test_a_line_cut_short_is_run_again(tmp_path: Path) -> None:
+    compare(Regression(), SMALL, out=tmp_path)
+    text = (tmp_path / "runs.jsonl").read_text()
+    (tmp_path / "runs.jsonl").write_text(text[:-40])
+    observer = Counting()
+    compare(Regression(), SMALL, out=tmp_path, observer=observer)
+    assert len(observer.records) == 1
+    assert all(json.loads(line) for line in lines(tmp_path)[-1:])
+
+
+def test_what_changes_the_result_is_run_again(tmp_path: Path) -> None:
+    compare(Regression(), SMALL, out=tmp_path)
+    for task, settings, expected in (
+        (Regression(), SMALL, 0),
+        (Regression(), replace(SMALL, steps=11), RUNS),
+        (Regression(), replace(SMALL, rank=2), RUNS - 4),  # full fine-tuning has no rank
+        (Regression(), replace(SMALL, seeds=(0, 1, 2)), RUNS // 2),
+        (Regression(batch_size=8), SMALL, RUNS),
+    ):
+        observer = Counting()
+        compare(task, settings, out=tmp_path, observer=observer)
+        assert len(observer.records) == expected
+
+
+def test_fresh_forgets(tmp_path: Path) -> None:
+    compare(Regression(), SMALL, out=tmp_path)
+    observer = Counting()
+    compare(Regression(), SMALL, out=tmp_path, observer=observer, fresh=True)
+    assert len(observer.records) == len(lines(tmp_path)) == RUNS
+
+
+def test_processes_give_the_same_results(tmp_path: Path) -> None:
+    alone = compare(Regression(), SMALL, out=tmp_path / "1")
+    together = compare(Regression(), SMALL, out=tmp_path / "2", jobs=2)
+    assert [replace(r, seconds=0) for r in alone.records] == [replace(r, seconds=0) for r in together.records]
+
+
+def test_an_interruption_ends_the_processes(tmp_path: Path) -> None:
+    import multiprocessing
+
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyboardInterrupt):
+        compare(Regression(), SMALL, out=tmp_path, jobs=2, observer=Counting(stop_after=2))
+    for child in set(multiprocessing.active_children()) - before:
+        child.join(10)
+        assert not child.is_alive()
+    assert len(lines(tmp_path)) == 2
+
+
+def test_divergence_is_a_result(tmp_path: Path) -> None:
+    comparison = compare(Regression(explode=True), SMALL, out=tmp_path)
+    assert all(record.diverged and record.accuracy is None and record.losses == () for record in comparison.records)
+    assert all(row.best is None for row in comparison.rows)
+
+
+def test_two_settings_of_one_correction_are_two_runs(tmp_path: Path) -> None:
+    quarter, half = GramPower(0.25), GramPower(0.5)
+    settings = replace(SMALL, corrections=(quarter, half), full=False, lrs=(0.1,), seeds=(0,))
+    first, second = compare(Regression(), settings, out=tmp_path).records
+    assert first.key != second.key
+    assert first.losses != second.losses
+
+
+def test_methods_share_model_and_batches(tmp_path: Path) -> None:
+    """The first loss, before any step, is that of the seed alone."""
+    records = compare(Regression(), SMALL, out=tmp_path).records
+    for seed in (0, 1):
+        assert len({record.losses[0] for record in records if record.seed == seed}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"lrs": (0.1, -1.0)}, r"learning rates must be positive numbers, got \[-1.0\]"),
+        ({"lrs": ()}, "learning rates must be positive numbers, got none"),
+        ({"inner": ("adamw", "adamw")}, "inner optimizers must be distinct"),
+        ({"inner": ("lion",)}, "unknown inner optimizer 'lion'; known: adamw, sgd"),
+        ({"corrections": ("sdss",)}, "unknown correction 'sdss'"),
+        ({"corrections": (), "full": False}, "methods must be distinct and at least one"),
+    ],
+)
+def test_bad_settings(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_runs(Regression(), replace(SMALL, **change))  # pyright: ignore
+
+
+def test_jobs_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1"):
+        compare(Regression(), SMALL, out=tmp_path, jobs=0)
+
+
+class Uneven(Regression):
+    def learning_rates(self, inner: str, method: str) -> tuple[float, ...]:
+        return (0.1,) if method == "lora" else (0.1, 0.2)
+
+
+def test_every_method_gets_equally_many_learning_rates() -> None:
+    with pytest.raises(ValueError, match="equally many learning rates"):
+        make_runs(Uneven(), replace(SMALL, lrs=None))
+
+
+class Short(Regression):
+    def batches(self, seed: int):  # pyright: ignore
+        from itertools import islice
+
+        return islice(super().batches(seed), 5)
+
+
+def test_too_few_batches(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batches ended after 5 of 12 steps"):
+        compare(Short(), SMALL, out=tmp_path)
+
+
+def test_a_tasks_name_and_fingerprint() -> None:
+    assert Regression().name == "Regression"
+    assert Regression().fingerprint == Regression().fingerprint
+    assert len({t.fingerprint for t in (Regression(), Regression(batch_size=3), Uneven())}) == 3
+    assert issubclass(Uneven, Task)
+
+
+def test_log_grid() -> None:
+    assert log_grid(0.001, 4) == (0.001, 0.002, 0.004, 0.008)
+
+
+def test_appending_after_a_cut_line_keeps_both(tmp_path: Path) -> None:
+    store = JsonLines(tmp_path / "deep" / "x.jsonl")
+    assert store.read() == []
+    store.append({"a": 1})
+    store.path.write_text(store.path.read_text() + '{"b": ')
+    store.append({"c": 3})
+    assert store.read() == [{"a": 1}, {"c": 3}]
