@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 
 from sdsopt.compare.grid import Run
@@ -15,10 +15,10 @@ from sdsopt.compare.task import Task
 from sdsopt.compare.train import train
 
 
-def run_all(task: Task, runs: Sequence[Run], fingerprint: str, jobs: int) -> Iterator[Record]:
+def run_all(task: Task, runs: Sequence[Run], fingerprint: str, jobs: int) -> Generator[Record]:
     """Yields the records of the runs as they finish, in any order.
 
-    Abandoning the iterator, as an exception in the caller's loop does, ends the runs in flight.
+    Closing the generator ends the runs in flight.
 
     Args:
         task: A prepared task; picklable where `jobs > 1`.
@@ -32,7 +32,7 @@ def run_all(task: Task, runs: Sequence[Run], fingerprint: str, jobs: int) -> Ite
     return _in_processes(task, runs, fingerprint, jobs)
 
 
-def _in_processes(task: Task, runs: Sequence[Run], fingerprint: str, jobs: int) -> Iterator[Record]:
+def _in_processes(task: Task, runs: Sequence[Run], fingerprint: str, jobs: int) -> Generator[Record]:
     # Not fork: torch's thread pools do not survive it.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from pathlib import Path
 
 from sdsopt.compare.executors import run_all
@@ -42,11 +43,12 @@ def sweep(task: Task, settings: Settings, directory: Path, *, jobs: int, observe
 
     missing = [run for run in runs if run.key not in records]
     observer.started(len(runs), len(runs) - len(missing))
-    for record in run_all(task, missing, fingerprint, jobs):
-        # On disk first: what the observer has shown is never lost.
-        store.append(record.to_json())
-        records[record.key] = record
-        observer.finished(record)
+    with closing(run_all(task, missing, fingerprint, jobs)) as finished:  # an exception here ends the processes
+        for record in finished:
+            # On disk first: what the observer has shown is never lost.
+            store.append(record.to_json())
+            records[record.key] = record
+            observer.finished(record)
     return [records[run.key] for run in runs]
 
 

@@ -1,0 +1,98 @@
+"""The examples and the documentation's code run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import oracle
+from recorder import corrected_gradients
+from sdsopt import available_corrections
+from sdsopt.cli import main as cli
+from toy import lora_linear
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {"minimal", "peft_finetune", "ill_conditioned"}
+
+
+def test_minimal(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = load("minimal").main()
+    assert losses[-1] < 0.5 * losses[0]
+    assert "14 LoRA pairs, rank 8, adapter default" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("correction", ["sds", "sds-split"])
+def test_peft_finetune_resumes_exactly(
+    correction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    loss, resumed = load("peft_finetune").main(correction, steps=30)
+    assert loss == resumed
+    assert "held-out accuracy" in capsys.readouterr().out
+
+
+def test_ill_conditioned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load("ill_conditioned")
+    monkeypatch.setattr(example, "CONDITIONS", (1,))
+    example.main()
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 4
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf8"), flags=re.DOTALL)
+
+
+def test_the_documented_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/writing-a-correction.md adds one in under 40 lines; this runs that very code."""
+    monkeypatch.setattr("sdsopt.corrections.registry._FACTORIES", {})
+    [code, *_] = blocks("docs/writing-a-correction.md")
+    assert len(code.splitlines()) < 40
+    exec(compile(code, "docs/writing-a-correction.md", "exec"), {"__name__": "documented"})
+    assert available_corrections() == ("sds-scalar",)
+
+    model = lora_linear(scaling=2.0, dtype=torch.float64)
+    model.backward_from(torch.randn(12, 10, generator=torch.Generator().manual_seed(0)))
+    assert model.A.grad is not None
+    assert model.B.grad is not None
+    seen = corrected_gradients(model, "sds-scalar", damping=0.0)
+    for found, raw, partner in ((seen[model.A], model.A.grad, model.B), (seen[model.B], model.B.grad, model.A)):
+        mean = torch.linalg.svdvals(partner.detach()).square().mean().sqrt()
+        assert oracle.relative_error(found, raw / mean) < 1e-9
+
+
+def test_the_readmes_usage() -> None:
+    [usage] = blocks("README.md")
+    model = load("minimal").get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(4, 4)), load("minimal").LoraConfig(r=2, target_modules=["0"])
+    )
+    batches = [torch.randn(3, 4)]
+    namespace = {"base_model": torch.nn.Sequential(torch.nn.Linear(4, 4)), "batches": batches, "model": model}
+    usage = usage.replace('target_modules="all-linear"', 'target_modules=["0"]').replace(
+        "model(**batch).loss", "model(batch).mean()"
+    )
+    exec(compile(usage, "README.md", "exec"), namespace)
+    assert namespace["optimizer"].pairs
+
+
+def test_the_table_in_the_readme_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["--version"]) == 0
+    text = (ROOT / "README.md").read_text(encoding="utf8")
+    for name in available_corrections():
+        assert f"  {name} " in text
