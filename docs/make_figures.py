@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from sdsopt import LoRAPair, SDSPreconditioner, find_pairs
+from sdsopt import SDSPreconditioner, find_pairs
 
 DOCS = Path(__file__).parent
 STYLE: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ def gains(correction: str) -> tuple[torch.Tensor, torch.Tensor]:
     singular_values = torch.logspace(0, -2, 12, dtype=torch.float64)
     B, A = torch.linalg.qr(torch.randn(40, 12, dtype=torch.float64)).Q * singular_values, torch.eye(12).double()
     model, _ = load_example().problem(1.0)
-    [pair]: list[LoRAPair] = list(find_pairs(model))
+    pair = find_pairs(model)[0]
     pair.B.data, pair.A.data = B, A
     pair.B.requires_grad_(False)
     pair.A.grad = B.T @ (B / singular_values)  # G has a component of size 1 along each direction of B
