@@ -26,7 +26,7 @@ lint: $(VENV)/.test  ## Check style and formatting
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.test  ## Check types, strictly
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.docs  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
