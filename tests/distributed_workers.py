@@ -1,0 +1,61 @@
+"""What the processes of tests/optimizer/test_distributed.py run; spawned ones import it by name."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from sdsopt import SDSPreconditioner
+from sdsopt.errors import PairShapeError
+from toy import Network
+
+STEPS, BATCH = 5, 16
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randn(BATCH, 10, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+
+
+def train(network: torch.nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0, world_size: int = 1) -> None:
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        network(batch(step).chunk(world_size)[rank]).square().mean().backward()
+        optimizer.step()
+
+
+def optimizer_of(network: torch.nn.Module, correction: str) -> SDSPreconditioner:
+    return SDSPreconditioner(torch.optim.AdamW(network.parameters(), lr=0.01), network, correction)
+
+
+def _join(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+
+
+def ddp(rank: int, world_size: int, folder: str, correction: str) -> None:
+    _join(rank, world_size, folder)
+    network = Network(dtype=torch.float64)
+    parallel = DistributedDataParallel(network)
+    train(parallel, optimizer_of(parallel, correction), rank, world_size)
+    torch.save(network.state_dict(), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def fsdp2(rank: int, world_size: int, folder: str) -> None:
+    """Wrapping a sharded model says that it is not supported, instead of doing something else."""
+    _join(rank, world_size, folder)
+    network = Network()
+    fully_shard(network)
+    messages: list[str] = []
+    try:
+        optimizer_of(network, "sds")
+    except PairShapeError as error:
+        messages.append(str(error))
+    (Path(folder) / f"{rank}.txt").write_text("\n".join(messages))
+    dist.destroy_process_group()
