@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    # Here and not above: `sdsopt --help` shall not wait for torch.
+    # Here and not above: `sdsopt --help` works without the extra.
     from sdsopt.compare import Observer, compare
     from sdsopt.compare.extras import demo_extra
     from sdsopt.compare.grid import make_runs
