@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test slow lint types docs check clean
+.PHONY: help demo test lint types docs check clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -17,9 +17,6 @@ test: $(VENV)/.test  ## Install, and run the tests with coverage
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest --cov --cov-report=
 	$(BIN)/coverage report
-
-slow: $(VENV)/.test  ## Run the tests marked slow
-	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.test  ## Check style and formatting
 	$(BIN)/ruff check .
