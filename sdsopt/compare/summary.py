@@ -97,17 +97,22 @@ def summarise(records: Iterable[Record]) -> list[Row]:
     return [_row(inner, method, cells[inner, method], best) for i in inners for inner, method in cells if inner == i]
 
 
-def gap_closed(lora: Stat, full: Stat, method: Stat) -> tuple[float, float] | None:
+def gap_closed(lora: Cell, full: Cell, method: Cell) -> tuple[float, float] | None:
     """Returns (lora − method)/(lora − full) with its standard error; None where lora − full is not beyond noise.
 
-    The error is that of the numerator. For the baseline itself it is zero by definition.
+    Seed by seed: a seed gives every method the same fresh parameters and batches, so much of its luck cancels. The
+    error is that of the numerator.
     """
-    gap = lora.mean - full.mean
-    noise = _NOISE * math.hypot(lora.standard_error, full.standard_error)
-    if not gap > noise or not math.isfinite(method.mean):  # a single seed has no noise estimate: NaN, no claim
+    gap, gained = _advantage(full, lora), _advantage(method, lora)
+    if not gap.mean > _NOISE * gap.standard_error or not math.isfinite(gained.mean):  # NaN of a single seed: no claim
         return None
-    error = 0.0 if method == lora else math.hypot(lora.standard_error, method.standard_error) / gap
-    return (lora.mean - method.mean) / gap, error
+    return gained.mean / gap.mean, gained.standard_error / gap.mean
+
+
+def _advantage(method: Cell, baseline: Cell) -> Stat:
+    """Statistics of the baseline's loss minus the method's, over the seeds that both have."""
+    losses = {record.seed: final_loss(record) for record in method.records}
+    return make_stat([final_loss(r) - losses[r.seed] for r in baseline.records if r.seed in losses])
 
 
 def _best(cells: Sequence[Cell]) -> Cell | None:
@@ -136,7 +141,7 @@ def _row(inner: str, method: str, cells: tuple[Cell, ...], bests: Mapping[tuple[
         best=best,
         at_edge=None if len(cells) == 1 else "low" if at == 0 else "high" if at == len(cells) - 1 else None,
         accuracy=make_stat(accuracies) if accuracies else None,
-        gap_closed=gap_closed(lora.loss, full.loss, best.loss) if lora and full else None,
+        gap_closed=gap_closed(lora, full, best) if lora and full else None,
         lr_range=cells[high].lr / cells[low].lr,
         range_open=low == 0 or high == len(cells) - 1,
         diverged=diverged,

@@ -64,8 +64,8 @@ def _legend(rows: Sequence[Row]) -> str:
     seeds = max((cell.loss.count for row in rows for cell in row.cells), default=0)
     lines = [  # no wider than the table
         f"mean ± std over {seeds} seed{'s' if seeds != 1 else ''} at the LR of lowest train loss (last fifth)",
-        "gap closed: share of the train-loss gap from lora to full, ± standard",
-        "            error; – where that gap is within noise",
+        "gap closed: share of the train-loss gap from lora to full, paired by",
+        "            seed, ± standard error; – where that gap is within noise",
         "LR range:   highest / lowest LR with a loss within 10 % of the best;",
         "            ≥ where it reaches the end of the grid",
         "time/step:  median ratio to plain LoRA, side by side",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sdsopt.compare import Record, Row, Stat, summarise
+from sdsopt.compare import Cell, Record, Row, Stat, summarise
 from sdsopt.compare.figures import save_figures
-from sdsopt.compare.summary import gap_closed, make_stat
+from sdsopt.compare.summary import final_loss, gap_closed, make_stat
 from sdsopt.compare.table import make_table
 
 
@@ -79,22 +79,34 @@ def test_share_of_the_gap() -> None:
     found = rows()
     share, error = found["sds"].gap_closed or (0, 0)
     assert share == pytest.approx((2.01 - 1.51) / (2.01 - 1.01))
-    assert error == pytest.approx(math.hypot(0.01, 0.01) / 1.0, rel=1e-6)
+    assert error == pytest.approx(0.0, abs=1e-12)  # both advantages over lora are the same in each seed
     assert found["lora"].gap_closed == (0.0, 0.0)
     assert (found["full"].gap_closed or (0, 0))[0] == pytest.approx(1.0)
+
+
+def cell(*losses: float) -> Cell:
+    found = tuple(record("m", 0.1, seed, loss) for seed, loss in enumerate(losses))
+    return Cell(0.1, make_stat([final_loss(r) for r in found]), found)
 
 
 @pytest.mark.parametrize(
     ("lora", "full"),
     [
-        (Stat(2.0, 1.0, 3), Stat(1.9, 1.0, 3)),  # within noise
-        (Stat(1.0, 0.1, 3), Stat(2.0, 0.1, 3)),  # full is worse
-        (Stat(2.0, math.nan, 1), Stat(1.0, math.nan, 1)),  # one seed says nothing of noise
-        (Stat(math.inf, math.nan, 3), Stat(math.inf, math.nan, 3)),
+        (cell(2.0, 1.0, 3.0), cell(1.0, 2.0, 2.9)),  # within noise
+        (cell(1.0, 1.1, 0.9), cell(2.0, 2.0, 2.1)),  # full is worse
+        (cell(2.0), cell(1.0)),  # one seed says nothing of noise
+        (cell(math.inf, 1.0), cell(math.inf, 0.5)),
     ],
 )
-def test_no_claim_without_a_gap(lora: Stat, full: Stat) -> None:
-    assert gap_closed(lora, full, Stat(1.5, 0.1, 3)) is None
+def test_no_claim_without_a_gap(lora: Cell, full: Cell) -> None:
+    assert gap_closed(lora, full, cell(*(0.7,) * len(lora.records))) is None
+
+
+def test_what_seeds_share_cancels() -> None:
+    """Every seed shifts all methods alike: the share is exact, however large the spread over seeds."""
+    share, error = gap_closed(cell(2.0, 5.0, 9.0), cell(1.0, 4.0, 8.0), cell(1.5, 4.5, 8.5)) or (0, 0)
+    assert share == pytest.approx(0.5)
+    assert error == pytest.approx(0.0, abs=1e-12)
 
 
 def test_stat_of_one_value_has_no_deviation() -> None:
@@ -114,7 +126,7 @@ def test_table_fits_eighty_columns_and_shows_everything() -> None:
     assert max(map(len, text.splitlines())) <= 80
     line = next(line for line in text.splitlines() if line.strip().startswith("sds"))
     assert line.split() == [
-        "sds", "0.2", "1.560", "±", "0.014", "90.0", "±", "0.0", "50", "±", "1", "≥", "2×", "1.23×"
+        "sds", "0.2", "1.560", "±", "0.014", "90.0", "±", "0.0", "50", "±", "0", "≥", "2×", "1.23×"
     ]  # fmt: skip
     for note in ("1 run diverged", "widen it before", "fewer than 3 seeds"):
         assert note in text
