@@ -126,8 +126,9 @@ class Engine:
             PairShapeError: Two factors do not fit together.
         """
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
-        with torch.no_grad(), without_autocast({device.type for device in _devices(self.pairs)}):
-            jobs = self._jobs(groups)
+        jobs = self._jobs(groups)
+        device_types = {job.A.device.type for job in jobs}
+        with torch.no_grad(), without_autocast(device_types):
             self._compute_roots(jobs)
             corrected = [self._precondition(job) for job in jobs]
             if self.correction.uses_updates:
@@ -138,7 +139,7 @@ class Engine:
             yield len(jobs)
 
         if self.correction.uses_updates:
-            with torch.no_grad(), without_autocast({job.A.device.type for job in jobs}):
+            with torch.no_grad(), without_autocast(device_types):
                 for job in jobs:
                     self._postcondition(job, groups, decay_of)
 
@@ -204,10 +205,6 @@ class Engine:
         updates = job.targets.map(torch.sub, decayed)
         mapped = job.join(self.correction.postcondition(job.factors(), job.split(updates)))
         job.targets.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)
-
-
-def _devices(pairs: Iterable[LoRAPair]) -> set[torch.device]:
-    return {pair.A.device for pair in pairs}
 
 
 @contextmanager

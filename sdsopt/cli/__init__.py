@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 
+from sdsopt._version import __version__
 from sdsopt.cli import compare
 from sdsopt.errors import SDSOptError
 
@@ -40,15 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sdsopt", description="Preconditioned LoRA gradients for any PyTorch optimizer."
     )
-    parser.add_argument("--version", action="version", version=f"sdsopt {_version()}")
+    parser.add_argument("--version", action="version", version=f"sdsopt {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(subparsers)
     return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("sdsopt")
-    except importlib.metadata.PackageNotFoundError:  # a source tree on the path
-        return "(not installed)"

@@ -60,6 +60,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
     from sdsopt.compare.progress import RichObserver
+    from sdsopt.compare.sweep import runs_file
 
     try:
         task, settings = load_task(arguments.task), _settings(arguments)
@@ -82,7 +83,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
     console.print(comparison.table())
     figures = comparison.save_figures()
-    print(f"Results: {comparison.directory / 'runs.jsonl'}")
+    print(f"Results: {runs_file(comparison.directory).path}")
     for figure in figures:
         print(f"Figure:  {figure}")
     return 0

@@ -151,13 +151,16 @@ def _panels(figure: Figure, lines: int, columns: int) -> list[list[Axes]]:
 
 
 def _style(rows: Sequence[Row], method: str) -> dict[str, Any]:
-    at = list(dict.fromkeys(row.method for row in rows)).index(method)
+    at = _position(rows, method)
     return {"color": _COLOURS[at % len(_COLOURS)], "linestyle": _DASHES[at % len(_DASHES)]}
 
 
 def _marker(rows: Sequence[Row], method: str) -> str:
-    at = list(dict.fromkeys(row.method for row in rows)).index(method)
-    return _MARKERS[at % len(_MARKERS)]
+    return _MARKERS[_position(rows, method) % len(_MARKERS)]
+
+
+def _position(rows: Sequence[Row], method: str) -> int:
+    return list(dict.fromkeys(row.method for row in rows)).index(method)
 
 
 def _band(columns: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:

@@ -1,6 +1,6 @@
 """What a LoRA pair is and where it is found. Knows nothing of optimizers."""
 
-from sdsopt.pairs.blocks import BlockView, Experts, Groups, Single
+from sdsopt.pairs.blocks import BlockView, Experts, Groups
 from sdsopt.pairs.find import find_pairs
 from sdsopt.pairs.layout import Layout, Skipped
 from sdsopt.pairs.pair import LoRAPair
@@ -13,7 +13,6 @@ __all__ = [
     "Layout",
     "LoRAPair",
     "PairList",
-    "Single",
     "Skipped",
     "find_pairs",
 ]

@@ -49,66 +49,42 @@ class BlockView(ABC):
         """Inverse of `split_B`: returns a contiguous tensor of the given shape."""
 
 
-@final
-@dataclass(frozen=True)
-class Single(BlockView):
-    """One product: Linear, Conv1D, Embedding, attention projections, convolutions without groups."""
-
-    @property
-    def num_blocks(self) -> int:
-        return 1
+class _BlockMajorA(BlockView):
+    """Views of an A that is stored block by block, so that splitting it is a reshape."""
 
     def shape_A(self, shape: tuple[int, ...]) -> Shape3:
-        return 1, shape[0], prod(shape[1:])
-
-    def shape_B(self, shape: tuple[int, ...]) -> Shape3:
-        return 1, shape[0], prod(shape[1:])
+        return self.num_blocks, shape[0] // self.num_blocks, prod(shape[1:])
 
     def split_A(self, tensor: Tensor) -> Tensor:
-        return tensor.flatten(1).unsqueeze(0)  # (1, r, n)
-
-    def split_B(self, tensor: Tensor) -> Tensor:
-        return tensor.flatten(1).unsqueeze(0)  # (1, m, r)
+        return tensor.reshape(self.shape_A(tensor.shape))  # (e, r, n)
 
     def join_A(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
         return blocks.reshape(shape).contiguous()
 
-    def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return blocks.reshape(shape).contiguous()
-
 
 @final
 @dataclass(frozen=True)
-class Groups(BlockView):
-    """Grouped convolutions: channel group i of B reads only the i-th share of A's r·e outputs.
+class Groups(_BlockMajorA):
+    """Plain layers, and grouped convolutions: channel group i of B reads only the i-th share of A's r·e outputs.
 
     A is (e·r, in, k…) and B is (e·m, r, 1…): both are block-major, so every split is a reshape. A's kernel sits on
     its input side, which makes (in, k…) one flat input axis.
 
     Attributes:
-        groups: The number of groups e.
+        groups: The number of groups e; 1 for Linear, Conv1D, Embedding, attention and convolutions without groups.
     """
 
-    groups: int
+    groups: int = 1
 
     @property
     def num_blocks(self) -> int:
         return self.groups
 
-    def shape_A(self, shape: tuple[int, ...]) -> Shape3:
-        return self.groups, shape[0] // self.groups, prod(shape[1:])
-
     def shape_B(self, shape: tuple[int, ...]) -> Shape3:
         return self.groups, shape[0] // self.groups, prod(shape[1:])
 
-    def split_A(self, tensor: Tensor) -> Tensor:
-        return tensor.reshape(self.shape_A(tensor.shape))  # (e, r, n)
-
     def split_B(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(self.shape_B(tensor.shape))  # (e, m, r)
-
-    def join_A(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return blocks.reshape(shape).contiguous()
 
     def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
         return blocks.reshape(shape).contiguous()
@@ -116,7 +92,7 @@ class Groups(BlockView):
 
 @final
 @dataclass(frozen=True)
-class Experts(BlockView):
+class Experts(_BlockMajorA):
     """PEFT's stacked experts: A is (e·r, n) expert by expert, B is (m, r·e) with the expert running fastest.
 
     The two orders differ, so a plain reshape of B would mix the experts.
@@ -131,20 +107,11 @@ class Experts(BlockView):
     def num_blocks(self) -> int:
         return self.experts
 
-    def shape_A(self, shape: tuple[int, ...]) -> Shape3:
-        return self.experts, shape[0] // self.experts, prod(shape[1:])
-
     def shape_B(self, shape: tuple[int, ...]) -> Shape3:
         return self.experts, shape[0], prod(shape[1:]) // self.experts
 
-    def split_A(self, tensor: Tensor) -> Tensor:
-        return tensor.reshape(self.shape_A(tensor.shape))  # (e, r, n)
-
     def split_B(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(tensor.shape[0], -1, self.experts).permute(2, 0, 1)  # (m, r, e) → (e, m, r)
-
-    def join_A(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return blocks.reshape(shape).contiguous()
 
     def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
         return blocks.permute(1, 2, 0).reshape(shape).contiguous()  # (e, m, r) → (m, r, e) → (m, r·e)

@@ -14,8 +14,6 @@ from sdsopt.pairs.pair import LoRAPair
 from sdsopt.pairs.pair_list import PairList
 from sdsopt.pairs.peft import PeftLayout
 
-__all__ = ["LAYOUTS", "PairList", "Skipped", "find_pairs"]
-
 # One entry for each library. The first layout that knows a module decides on it.
 LAYOUTS: tuple[Layout, ...] = (PeftLayout(),)
 

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import nn
 
-from sdsopt.pairs.blocks import BlockView, Experts, Groups, Single
+from sdsopt.pairs.blocks import BlockView, Experts, Groups
 from sdsopt.pairs.layout import Layout, Skipped
 from sdsopt.pairs.pair import LoRAPair
 
@@ -98,11 +98,11 @@ def _block_view(module: nn.Module, adapter: str) -> BlockView:
     # A ParamWrapper adapts a 3-D parameter, and says which one.
     if hasattr(module, "parameter_name") and hasattr(module, "num_experts"):
         experts: Any = module.num_experts
-        return Experts(int(experts)) if experts > 1 else Single()
+        return Experts(int(experts)) if experts > 1 else Groups()
     layer_B = _get(_own(module, "lora_B"), adapter)
-    if isinstance(layer_B, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer_B.groups > 1:
+    if isinstance(layer_B, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return Groups(layer_B.groups)
-    return Single()
+    return Groups()
 
 
 def _other_tuner(name: str, module: nn.Module) -> Iterator[Skipped]:

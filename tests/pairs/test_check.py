@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sdsopt.errors import PairShapeError
-from sdsopt.pairs import BlockView, Experts, Groups, LoRAPair, Single
+from sdsopt.pairs import BlockView, Experts, Groups, LoRAPair
 
 
 class Layer(nn.Module):
@@ -18,14 +18,14 @@ class Layer(nn.Module):
 
 
 def pair_of(A: tuple[int, ...], B: tuple[int, ...], view: BlockView | None = None) -> LoRAPair:
-    return LoRAPair("block.q_proj[x]", Layer(torch.ones(A), torch.ones(B)), "x", "A", "B", view or Single())
+    return LoRAPair("block.q_proj[x]", Layer(torch.ones(A), torch.ones(B)), "x", "A", "B", view or Groups())
 
 
 @pytest.mark.parametrize(
     ("A", "B", "view"),
     [
-        ((4, 6), (5, 4), Single()),
-        ((4, 6, 3, 3), (5, 4, 1, 1), Single()),
+        ((4, 6), (5, 4), Groups()),
+        ((4, 6, 3, 3), (5, 4, 1, 1), Groups()),
         ((4, 6, 3), (8, 2, 1), Groups(2)),
         ((12, 6), (5, 12), Experts(3)),
     ],
@@ -39,7 +39,7 @@ def test_factors_that_fit(A: tuple[int, ...], B: tuple[int, ...], view: BlockVie
 @pytest.mark.parametrize(
     ("A", "B", "view"),
     [
-        ((4, 6), (5, 3), Single()),
+        ((4, 6), (5, 3), Groups()),
         ((4, 6, 3), (8, 4, 1), Groups(2)),
         ((5, 6, 3), (8, 2, 1), Groups(2)),
         ((12, 6), (5, 9), Experts(3)),
