@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from matplotlib.figure import Figure
 from sdsopt import SDSPreconditioner, find_pairs
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "examples"))
+example: Any = importlib.import_module("ill_conditioned")
+
 STYLE: dict[str, dict[str, Any]] = {
     "lora": {"color": "#0072B2", "marker": "o"},
     "sds": {"color": "#D55E00", "marker": "^"},
@@ -20,20 +24,11 @@ STYLE: dict[str, dict[str, Any]] = {
 }
 
 
-def load_example() -> Any:
-    spec = importlib.util.spec_from_file_location("ill_conditioned", DOCS.parent / "examples" / "ill_conditioned.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def gains(correction: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the singular values of a B, and how strongly G's component along each reaches A; measured, not drawn."""
     singular_values = torch.logspace(0, -2, 12, dtype=torch.float64)
     B, A = torch.linalg.qr(torch.randn(40, 12, dtype=torch.float64)).Q * singular_values, torch.eye(12).double()
-    model, _ = load_example().problem(1.0)
+    model, _ = example.problem(1.0)
     pair = find_pairs(model)[0]
     pair.B.data, pair.A.data = B, A
     pair.B.requires_grad_(False)
@@ -63,12 +58,11 @@ def what_is_undone() -> Figure:
 
 
 def ill_conditioned() -> Figure:
-    example = load_example()
     figure = Figure(figsize=(6.2, 3.6), layout="constrained", dpi=150)
     panel = figure.subplots()
     for correction in example.CORRECTIONS:
         counts = [example.best_iterations(correction, condition) for condition in example.CONDITIONS]
-        known = [(c, n) for c, n in zip(example.CONDITIONS, counts, strict=True) if n < 2000]
+        known = [(c, n) for c, n in zip(example.CONDITIONS, counts, strict=True) if n < example.LIMIT]
         panel.loglog(*zip(*known, strict=True), label=correction, **STYLE[correction])
         print(correction, counts)
     panel.set(xlabel="condition number of the solution", ylabel="SGD steps to a relative error of 1e-6")

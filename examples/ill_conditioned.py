@@ -16,6 +16,7 @@ ROWS, COLUMNS, RANK = 60, 50, 5
 LEARNING_RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
 CORRECTIONS = ("lora", "sds", "sds-split", "scaled")
 CONDITIONS = (1, 10, 100, 1000)
+LIMIT = 2000  # steps
 
 
 class Product(nn.Module):
@@ -49,33 +50,33 @@ def problem(condition: float, seed: int = 0) -> tuple[Product, Tensor]:
     return Product(*off), B @ A
 
 
-def iterations(correction: str, condition: float, learning_rate: float, limit: int = 2000) -> int:
-    """Returns the number of SGD steps to a relative error of 1e-6, or `limit` if there is no getting there."""
+def iterations(correction: str, condition: float, learning_rate: float) -> int:
+    """Returns the number of SGD steps to a relative error of 1e-6, or `LIMIT` if there is no getting there."""
     model, target = problem(condition)
     optimizer = SDSPreconditioner(torch.optim.SGD(model.parameters(), lr=learning_rate), model, correction)
-    for step in range(limit):
+    for step in range(LIMIT):
         error = model() - target
         relative = (error.norm() / target.norm()).item()
         if relative < 1e-6:
             return step
         if not relative < 1e3:
-            return limit  # diverged
+            return LIMIT  # diverged
         optimizer.zero_grad()
         (0.5 * error.square().sum()).backward()
         optimizer.step()
-    return limit
+    return LIMIT
 
 
-def best_iterations(correction: str, condition: float, limit: int = 2000) -> int:
+def best_iterations(correction: str, condition: float) -> int:
     """Returns the iterations at the best of the learning rates."""
-    return min(iterations(correction, condition, learning_rate, limit) for learning_rate in LEARNING_RATES)
+    return min(iterations(correction, condition, learning_rate) for learning_rate in LEARNING_RATES)
 
 
 def main() -> None:
     print("iterations at κ =", *(f"{condition:>6}" for condition in CONDITIONS))
     for correction in CORRECTIONS:
         counts = (best_iterations(correction, condition) for condition in CONDITIONS)
-        print(f"{correction:<16}", *(f"{count:>6}" if count < 2000 else " >2000" for count in counts), flush=True)
+        print(f"{correction:<16}", *(f"{count:>6}" if count < LIMIT else f" >{LIMIT}" for count in counts), flush=True)
 
 
 if __name__ == "__main__":

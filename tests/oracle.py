@@ -42,12 +42,8 @@ def corrected_pair(pair: LoRAPair, exponent: float, damping: float) -> tuple[Ten
     """The same for a pair with gradients, block by block, in the canonical shapes (e, r, n) and (e, m, r)."""
     assert pair.A.grad is not None
     assert pair.B.grad is not None
-    split_A, split_B = (
-        (pair.split_A(t.detach()) for t in (pair.A, pair.A.grad)),
-        (pair.split_B(t.detach()) for t in (pair.B, pair.B.grad)),
-    )
-    A, gradient_A = split_A
-    B, gradient_B = split_B
+    A, gradient_A = (pair.split_A(tensor.detach()) for tensor in (pair.A, pair.A.grad))
+    B, gradient_B = (pair.split_B(tensor.detach()) for tensor in (pair.B, pair.B.grad))
     blocks = [corrected(*tensors, exponent, damping) for tensors in zip(A, B, gradient_A, gradient_B, strict=True)]
     return torch.stack([a for a, _ in blocks]), torch.stack([b for _, b in blocks])
 

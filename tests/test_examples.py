@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import transformers
 
+import ill_conditioned
+import minimal
 import oracle
+import peft_finetune
 from recorder import corrected_gradients
 from sdsopt import available_corrections
 from sdsopt.cli import main as cli
@@ -20,21 +21,12 @@ from toy import lora_linear
 ROOT = Path(__file__).parents[1]
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {"minimal", "peft_finetune", "ill_conditioned"}
 
 
 def test_minimal(capsys: pytest.CaptureFixture[str]) -> None:
-    losses = load("minimal").main()
+    losses = minimal.main()
     assert losses[-1] < 0.8 * losses[0]
     assert "14 LoRA pairs, rank 8, adapter default" in capsys.readouterr().out
 
@@ -44,15 +36,14 @@ def test_peft_finetune_resumes_exactly(
     correction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    loss, resumed = load("peft_finetune").main(correction, steps=30)
+    loss, resumed = peft_finetune.main(correction, steps=30)
     assert loss == resumed
     assert "held-out accuracy" in capsys.readouterr().out
 
 
 def test_ill_conditioned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    example = load("ill_conditioned")
-    monkeypatch.setattr(example, "CONDITIONS", (1,))
-    example.main()
+    monkeypatch.setattr(ill_conditioned, "CONDITIONS", (1,))
+    ill_conditioned.main()
     assert len(capsys.readouterr().out.splitlines()) == 1 + 4
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 
 def factor(rows: int, columns: int, condition: float = 2.0, seed: int = 0) -> Tensor:
@@ -94,3 +95,20 @@ class Network(nn.Module):
         generator = torch.Generator().manual_seed(100 + step)
         x = torch.randn(16, 10, generator=generator).to(self.first.A.dtype)
         return self(x).square().mean()
+
+
+def train(model: Network, optimizer: Optimizer, steps: int = 3, first: int = 0) -> None:
+    """Steps on the batches first, first + 1, …"""
+    for step in range(first, first + steps):
+        model.zero_grad()
+        model.loss(step).backward()
+        optimizer.step()
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    """Parameters and buffers are finite, and equal bit for bit."""
+    pairs = list(zip(one.state_dict().items(), other.state_dict().items(), strict=True))
+    assert pairs
+    for (name, tensor), (_, other_tensor) in pairs:
+        assert tensor.isfinite().all(), name
+        assert torch.equal(tensor, other_tensor), name

@@ -15,19 +15,12 @@ from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sdsopt import SDSPreconditioner
-from toy import Network
+from toy import Network, assert_same, train
 
 
 def wrapped(model: Network | None = None, correction: str = "sds", lr: float = 0.01) -> SDSPreconditioner:
     model = Network() if model is None else model
     return SDSPreconditioner(AdamW(model.parameters(), lr=lr), model, correction)
-
-
-def train(model: Network, optimizer: Optimizer, steps: int = 3, first: int = 0) -> None:
-    for step in range(first, first + steps):
-        optimizer.zero_grad()
-        model.loss(step).backward()
-        optimizer.step()
 
 
 def overridden() -> list[str]:
@@ -127,14 +120,7 @@ def test_copies_train_on_exactly_like_the_original(copied: Callable[[Any], Any],
     assert other.inner is not optimizer.inner
     train(model, optimizer, first=3)
     train(other_model, other, first=3)
-    assert_equal_parameters(model, other_model)
-
-
-def assert_equal_parameters(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    pairs = list(zip(one.state_dict().items(), other.state_dict().items(), strict=True))
-    assert pairs
-    for (name, tensor), (_, other_tensor) in pairs:
-        assert torch.equal(tensor, other_tensor), name
+    assert_same(model, other_model)
 
 
 SCHEDULERS: list[Callable[[Optimizer], Any]] = [
@@ -162,7 +148,7 @@ def test_schedulers_on_the_wrapper_act_as_on_the_bare_optimizer(make: Callable[[
         rates.append(seen)
     assert rates[0] == rates[1]
     assert len(set(rates[0])) > 1
-    assert_equal_parameters(bare_model, model)
+    assert_same(bare_model, model)
 
 
 def test_closures_run_once_with_gradients_enabled() -> None:
@@ -182,7 +168,7 @@ def test_closures_run_once_with_gradients_enabled() -> None:
         assert optimizer.step(closure) == calls[0]
     assert len(calls) == 1
     train(plain, without_closure, 1)
-    assert_equal_parameters(model, plain)
+    assert_same(model, plain)
 
 
 def test_raw_gradients_are_back_after_the_step() -> None:
@@ -229,7 +215,7 @@ def test_grad_scaler_unscales_and_skips(inner: type[Optimizer]) -> None:
     scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == 512.0
-    assert_equal_parameters(model, before)
+    assert_same(model, before)
     torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
 
 
@@ -266,10 +252,10 @@ def test_distributed_checkpoint_functions() -> None:
     fresh_model = copy.deepcopy(model)
     fresh = wrapped(fresh_model, "sds-split")
     set_optimizer_state_dict(fresh_model, fresh, saved)
-    assert_equal_parameters(model, fresh_model)
+    assert_same(model, fresh_model)
     train(model, optimizer, first=3)
     train(fresh_model, fresh, first=3)
-    assert_equal_parameters(model, fresh_model)
+    assert_same(model, fresh_model)
 
 
 def test_added_groups_are_corrected_too() -> None:
@@ -278,7 +264,7 @@ def test_added_groups_are_corrected_too() -> None:
     model.loss().backward()
     before = copy.deepcopy(model.second)
     optimizer.step()
-    assert_equal_parameters(model.second, before)
+    assert_same(model.second, before)
     optimizer.add_param_group({"params": list(model.second.parameters()), "lr": 0.2})
     assert optimizer.inner.param_groups[1]["lr"] == 0.2
     optimizer.step()
@@ -288,7 +274,7 @@ def test_added_groups_are_corrected_too() -> None:
     whole = SDSPreconditioner(SGD(reference.second.parameters(), lr=0.2), reference)
     reference.second.A.grad, reference.second.B.grad = model.second.A.grad, model.second.B.grad
     whole.step()
-    assert_equal_parameters(model.second, reference.second)
+    assert_same(model.second, reference.second)
 
 
 def test_A_and_B_in_groups_of_their_own() -> None:
@@ -301,7 +287,7 @@ def test_A_and_B_in_groups_of_their_own() -> None:
     )
     train(model, optimizer)
     train(reference, whole)
-    assert_equal_parameters(model, reference)
+    assert_same(model, reference)
 
 
 def test_public_extras_of_the_inner_optimizer_are_forwarded() -> None:
@@ -346,7 +332,7 @@ def test_pairs_instead_of_a_model() -> None:
     assert list(optimizer.pairs) == list(pairs)
     train(model, optimizer)
     train(reference, SDSPreconditioner(SGD(reference.parameters(), lr=0.1), reference))
-    assert_equal_parameters(model, reference)
+    assert_same(model, reference)
 
 
 def test_parameters_outside_pairs_are_the_inner_optimizers_alone() -> None:

@@ -19,7 +19,7 @@ from inner_optimizers import ALL, REFUSED, TORCH, TORCH_OPTIMIZER, Inner
 from sdsopt import GramPower, SDSPreconditioner, available_corrections
 from sdsopt.errors import UnsupportedOptimizerError
 from sdsopt.weight_decay import decoupled_decay
-from toy import Network
+from toy import Network, assert_same, train
 
 pytestmark = [
     # torch_optimizer still calls deprecated overloads.
@@ -33,19 +33,6 @@ every_that_loads = pytest.mark.parametrize("inner", [row for row in ALL if row.l
 def matrices(model: Network) -> Iterator[Parameter]:
     """Muon takes nothing else."""
     return (parameter for parameter in model.parameters() if parameter.ndim == 2)
-
-
-def train(model: Network, optimizer: Optimizer, steps: int, first: int = 0) -> None:
-    for step in range(first, first + steps):
-        model.zero_grad()
-        model.loss(step).backward()
-        optimizer.step()
-
-
-def assert_same(one: Network, other: Network) -> None:
-    for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert a.isfinite().all(), name
-        assert torch.equal(a, b), name
 
 
 def saved(optimizer: Optimizer) -> dict[str, Any]:
