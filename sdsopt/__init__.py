@@ -10,6 +10,7 @@ from sdsopt.corrections import (
     available_corrections,
     register_correction,
 )
+from sdsopt.hooks import Handle, attach
 from sdsopt.linalg import InverseRoot
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import LoRAPair, PairList, Skipped, find_pairs
@@ -18,6 +19,7 @@ __all__ = [
     "Correction",
     "Factors",
     "GramPower",
+    "Handle",
     "InverseRoot",
     "KeepNorm",
     "LoRAPair",
@@ -26,6 +28,7 @@ __all__ = [
     "SDSPreconditioner",
     "Skipped",
     "__version__",
+    "attach",
     "available_corrections",
     "find_pairs",
     "register_correction",

@@ -21,6 +21,14 @@ class StaleParametersError(SDSOptError, RuntimeError):
     """A pair's parameters were replaced in the model, while the optimizer still holds the old ones."""
 
 
+class DoubleCorrectionError(SDSOptError, RuntimeError):
+    """Two corrections would act on the same gradients."""
+
+
+class UnsupportedCorrectionError(SDSOptError, ValueError):
+    """The correction cannot be used in this mode."""
+
+
 class UnsupportedGradientError(SDSOptError, TypeError):
     """A gradient is of a kind that cannot be corrected, such as a sparse one."""
 

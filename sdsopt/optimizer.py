@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
@@ -14,11 +13,11 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.profiler import record_function
 
-from sdsopt.corrections import Correction, KeepNorm, make_correction
-from sdsopt.engine import Engine
+from sdsopt.corrections import Correction
+from sdsopt.engine import Recipe, StepEngine
 from sdsopt.errors import NoPairsError, UnsupportedOptimizerError
-from sdsopt.linalg import InverseRoot, make_inverse_root
-from sdsopt.pairs import LoRAPair, find_pairs
+from sdsopt.linalg import InverseRoot
+from sdsopt.pairs import LoRAPair, require_pairs
 from sdsopt.weight_decay import decoupled_decay, require_separable_decay
 
 _T = TypeVar("_T")
@@ -61,7 +60,7 @@ class SDSPreconditioner(Optimizer):
 
     It is itself a `torch.optim.Optimizer`: `param_groups`, `state`, `defaults` and the state dict are the inner
     optimizer's, so a checkpoint of the bare optimizer loads into the wrapped one and the other way round. Gradients
-    are clipped *before* the correction, if they are clipped between `backward` and `step`.
+    that are clipped between `backward` and `step` are clipped *before* the correction; see `max_grad_norm`.
 
     Args:
         optimizer: The inner optimizer, built on the parameters to train.
@@ -72,15 +71,19 @@ class SDSPreconditioner(Optimizer):
         inverse_root: Method for the roots: "eigh" (default) or "svd" (most accurate), or an `InverseRoot`.
         rescale: "grad_norm" keeps the Frobenius norm of each factor's raw gradient (grafting), so that a learning rate
             tuned for plain LoRA with SGD carries over. None (default) does not.
+        max_grad_norm: Clips the norm of all gradients of a step together, as `torch.nn.utils.clip_grad_norm_` does,
+            but after the correction. None (default) does not clip. Turn off the trainer's own clipping with it.
 
     Raises:
+        DoubleCorrectionError: `sdsopt.attach` corrects the model's gradients already.
         NoPairsError: The model has no LoRA pair, or the optimizer owns none of their parameters.
         PairShapeError: Two factors of a pair do not fit together.
         UnknownCorrectionError: No correction has that name.
         UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS), takes sparse gradients only
             (SparseAdam), is wrapped already, or is no `torch.optim.Optimizer`; or the correction maps updates and the
             optimizer's weight decay cannot be told from its update.
-        ValueError: `damping` is negative or not finite, or `inverse_root` or `rescale` is unknown.
+        ValueError: `damping` is negative or not finite, `max_grad_norm` is not positive, or `inverse_root` or
+            `rescale` is unknown.
     """
 
     # Else GradScaler would leave unscaling to the inner optimizer, which never hears of the scale.
@@ -95,24 +98,20 @@ class SDSPreconditioner(Optimizer):
         damping: float = 1e-6,
         inverse_root: str | InverseRoot = "eigh",
         rescale: Literal["grad_norm"] | None = None,
+        max_grad_norm: float | None = None,
     ) -> None:
         _check_inner(optimizer)
-        if not (math.isfinite(damping) and damping >= 0):
-            raise ValueError(f"damping must be a finite number ≥ 0, got {damping}")
-        if rescale not in (None, "grad_norm"):
-            raise ValueError(f'rescale must be "grad_norm" or None, got {rescale!r}')
-        correction = make_correction(correction)
-        if rescale is not None:
-            correction = KeepNorm(correction)
-
-        engine = Engine(_pairs_of(model), correction, make_inverse_root(inverse_root), damping)
-        if correction.uses_updates:
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
+        recipe = Recipe.of(correction, damping, inverse_root, rescale)
+        engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
+        if recipe.correction.uses_updates:
             require_separable_decay(optimizer, optimizer.param_groups)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
         self._adopt(optimizer, engine)
 
-    def _adopt(self, inner: Optimizer, engine: Engine) -> None:
+    def _adopt(self, inner: Optimizer, engine: StepEngine) -> None:
         self._inner = inner
         self._engine = engine
         self._warned_no_gradient = False
@@ -127,7 +126,7 @@ class SDSPreconditioner(Optimizer):
     @property
     def correction(self) -> Correction:
         """The correction in use."""
-        return self._engine.correction
+        return self._engine.recipe.correction
 
     @property
     def pairs(self) -> tuple[LoRAPair, ...]:
@@ -265,25 +264,7 @@ def _check_inner(optimizer: Optimizer) -> None:
         )
 
 
-def _pairs_of(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
-    if isinstance(model, nn.Module):
-        found = find_pairs(model, include_frozen=True)
-        if not found:
-            raise NoPairsError(
-                f"found no LoRA pair to correct in {type(model).__name__}: {found}\n"
-                "Add an adapter first (peft.get_peft_model), and pass the model that holds it."
-            )
-        return list(found)
-    pairs = list(model)
-    strangers = [pair for pair in pairs if not isinstance(pair, LoRAPair)]  # pyright: ignore[reportUnnecessaryIsInstance]
-    if strangers:
-        raise TypeError(f"model must be an nn.Module or an iterable of LoRAPair; it yielded {type(strangers[0])}")
-    if not pairs:
-        raise NoPairsError("an empty collection of LoRA pairs was given; there is nothing to correct")
-    return pairs
-
-
-def _owns_none(optimizer: Optimizer, engine: Engine) -> str:
+def _owns_none(optimizer: Optimizer, engine: StepEngine) -> str:
     parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     trainable = sum(pair.trainable for pair in engine.pairs)
     return (

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sdsopt import SDSPreconditioner
+from sdsopt import SDSPreconditioner, attach
 from sdsopt.errors import PairShapeError
 from toy import Network
 
@@ -43,6 +43,16 @@ def ddp(rank: int, world_size: int, folder: str, correction: str) -> None:
     network = Network(dtype=torch.float64)
     parallel = DistributedDataParallel(network)
     train(parallel, optimizer_of(parallel, correction), rank, world_size)
+    torch.save(network.state_dict(), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def ddp_hooks(rank: int, world_size: int, folder: str) -> None:
+    _join(rank, world_size, folder)
+    network = Network(dtype=torch.float64)
+    parallel = DistributedDataParallel(network)
+    with attach(parallel):
+        train(parallel, torch.optim.AdamW(parallel.parameters(), lr=0.01), rank, world_size)
     torch.save(network.state_dict(), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -22,13 +22,14 @@ ORDER = [
     "corrections",
     "weight_decay",
     "engine",
+    "hooks",
     "optimizer",
     "__init__",
     "compare",
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
 TORCH_ONLY = set(ORDER) - {"compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 

@@ -83,6 +83,14 @@ class Correction(ABC):
         """Whether `postcondition` does anything. It costs a copy of the LoRA parameters in each step."""
         return False
 
+    @property
+    def linear_per_factor(self) -> bool:
+        """Whether gA's correction is linear in gA and needs no gB, and the other way round.
+
+        Hook mode (`sdsopt.attach`) needs that, since it sees one gradient of one micro-batch at a time.
+        """
+        return False
+
     @abstractmethod
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Corrects the gradients before the inner optimizer sees them.

@@ -56,6 +56,11 @@ class GramPower(Correction):
         """True for the split form, q > 0."""
         return self.update_exponent > 0
 
+    @property
+    def linear_per_factor(self) -> bool:
+        """True: each gradient is multiplied by a power of the partner's Gram matrix."""
+        return True
+
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Applies the power p to the gradients."""
         return _apply(factors, gradients, self.exponent)

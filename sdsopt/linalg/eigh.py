@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -13,6 +14,7 @@ from sdsopt.linalg.spectrum import replace_non_finite, roots_from_spectrum
 
 
 @final
+@dataclass(frozen=True)
 class EighInverseRoot(InverseRoot):
     """The default: forms M = XᵀX and decomposes it with `torch.linalg.eigh`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -14,6 +15,7 @@ from sdsopt.linalg.spectrum import replace_non_finite, roots_from_spectrum
 
 
 @final
+@dataclass(frozen=True)
 class SVDInverseRoot(InverseRoot):
     """The most accurate method: never forms the Gram matrix, so κ(X) is not squared.
 

@@ -1,8 +1,9 @@
 """What a LoRA pair is and where it is found. Knows nothing of optimizers."""
 
 from sdsopt.pairs.blocks import BlockView, Experts, Groups
-from sdsopt.pairs.find import find_pairs
+from sdsopt.pairs.find import find_pairs, require_pairs
 from sdsopt.pairs.layout import Layout, Skipped
+from sdsopt.pairs.note import Note
 from sdsopt.pairs.pair import LoRAPair
 from sdsopt.pairs.pair_list import PairList
 
@@ -12,7 +13,9 @@ __all__ = [
     "Groups",
     "Layout",
     "LoRAPair",
+    "Note",
     "PairList",
     "Skipped",
     "find_pairs",
+    "require_pairs",
 ]

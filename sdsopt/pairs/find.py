@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 from torch import nn
 
-from sdsopt.errors import StaleParametersError
+from sdsopt.errors import NoPairsError, StaleParametersError
 from sdsopt.pairs.layout import Layout, Skipped
 from sdsopt.pairs.pair import LoRAPair
 from sdsopt.pairs.pair_list import PairList
@@ -48,6 +48,30 @@ def find_pairs(model: nn.Module, *, include_frozen: bool = False) -> PairList:
             pairs.append(item)
     pairs, tied = _without_tied(pairs)
     return PairList(pairs, skipped + tied)
+
+
+def require_pairs(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
+    """Returns the pairs of a model, frozen ones included, or the given pairs themselves.
+
+    Raises:
+        NoPairsError: There is none.
+        TypeError: `model` is neither a module nor a collection of pairs.
+    """
+    if isinstance(model, nn.Module):
+        found = find_pairs(model, include_frozen=True)
+        if not found:
+            raise NoPairsError(
+                f"found no LoRA pair to correct in {type(model).__name__}: {found}\n"
+                "Add an adapter first (peft.get_peft_model), and pass the model that holds it."
+            )
+        return list(found)
+    pairs = list(model)
+    strangers = [pair for pair in pairs if not isinstance(pair, LoRAPair)]  # pyright: ignore[reportUnnecessaryIsInstance]
+    if strangers:
+        raise TypeError(f"model must be an nn.Module or an iterable of LoRAPair; it yielded {type(strangers[0])}")
+    if not pairs:
+        raise NoPairsError("an empty collection of LoRA pairs was given; there is nothing to correct")
+    return pairs
 
 
 def _inspect(model: nn.Module) -> Iterator[LoRAPair | Skipped]:

@@ -1,0 +1,188 @@
+"""Correction inside backward: a tensor hook on each factor."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from sdsopt.corrections import PairTensors
+from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.recipe import Recipe
+from sdsopt.errors import StaleParametersError
+from sdsopt.linalg import without_autocast
+from sdsopt.pairs import LoRAPair, Note
+
+_NOTE = "_sdsopt_backward"
+
+
+@dataclass(frozen=True, eq=False)
+class FactorHook:
+    """Corrects the gradient of one factor before it is accumulated."""
+
+    engine: BackwardEngine
+    pair: LoRAPair
+    side: str
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return self.engine.correct(self.pair, self.side, gradient)
+
+
+def hook_of(parameter: Parameter) -> FactorHook | None:
+    """Returns the hook that corrects the parameter's gradients, if there is one."""
+    hooks: Any = parameter._backward_hooks  # pyright: ignore[reportPrivateUsage]
+    return next((hook for hook in hooks.values() if isinstance(hook, FactorHook)), None) if hooks else None
+
+
+def is_hooked(parameter: Parameter) -> bool:
+    """Tells whether the parameter's gradients are corrected in backward."""
+    return hook_of(parameter) is not None
+
+
+class BackwardEngine:
+    """Corrects each factor's gradient by the partner's weights alone.
+
+    A hook sees one gradient of one backward pass, and may see it before the partner's: so the correction must be
+    linear in it and need nothing else. Then corrected gradients of several micro-batches, or of several processes,
+    add up to the corrected sum.
+
+    The roots are those of the weights at the first hook of a backward pass, for all pairs in one batch, and serve
+    until a factor changes. They take 16·r² bytes for each pair and exponent.
+
+    Args:
+        pairs: The pairs to correct.
+        recipe: The correction and how it is computed; its correction must be `linear_per_factor`.
+    """
+
+    def __init__(self, pairs: Sequence[LoRAPair], recipe: Recipe) -> None:
+        self.pairs = tuple(pairs)
+        self.recipe = recipe
+        self._jobs: dict[LoRAPair, Job] = {}
+        self._versions: list[tuple[int, int]] = []
+        self._pass = -1
+        self._lock = threading.RLock()  # backward runs one thread for each device
+        self._removers: list[Callable[[], None]] = []
+        self._add_step_hook()
+
+    @property
+    def num_factors(self) -> int:
+        """The number of factors that carry a hook."""
+        return sum(is_hooked(factor) for _, *factors in self._live() for factor in factors)
+
+    def add_hooks(self) -> None:
+        """Puts a hook on every trainable factor that has none.
+
+        Raises:
+            PairShapeError: Two factors do not fit together.
+        """
+        trainable = [pair for pair in self.pairs if pair.trainable]
+        for pair in trainable:
+            pair.check()
+        for pair in trainable:
+            for side, parameter in (("A", pair.A), ("B", pair.B)):
+                if parameter.requires_grad and not is_hooked(parameter):
+                    # The layer keeps the engine: parameters that replace the hooked ones must not go unnoticed.
+                    vars(pair.module)[_NOTE] = Note(self)
+                    self._removers.append(parameter.register_hook(FactorHook(self, pair, side)).remove)
+
+    def add_pairs(self, pairs: Iterable[LoRAPair]) -> None:
+        """Takes over the pairs that are at addresses not known yet."""
+        known = {_address(pair) for pair in self.pairs}
+        self.pairs += tuple(pair for pair in pairs if _address(pair) not in known)
+
+    def remove_hooks(self) -> None:
+        """Takes all hooks off again; does nothing the second time."""
+        for remove in self._removers:
+            remove()
+        self._removers.clear()
+        for pair in self.pairs:
+            vars(pair.module).pop(_NOTE, None)
+        self._jobs.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """Makes the next backward pass compute the roots anew."""
+        self._versions.clear()
+
+    def correct(self, pair: LoRAPair, side: str, gradient: Tensor) -> Tensor:
+        """Returns the corrected gradient of one factor, as a new tensor of the parameter's dtype."""
+        with self._lock:
+            job = self._job(pair, getattr(pair, side))
+        one = PairTensors(gradient, None) if side == "A" else PairTensors(None, gradient)
+        with without_autocast({gradient.device.type}):
+            corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(one)))
+        found = getattr(corrected, side)
+        assert found is not None
+        return found
+
+    def _job(self, pair: LoRAPair, parameter: Parameter) -> Job:
+        current = torch._C._current_graph_task_id()  # pyright: ignore  # -1 outside of a backward pass
+        if current == -1 or current != self._pass:
+            self._pass = current
+            # Optimizers that write through `.data` leave the version as it was: so a gradient that starts anew counts.
+            if parameter.grad is None or self._versions != self._present_versions():
+                self._compute()
+        return self._jobs[pair]
+
+    def _compute(self) -> None:
+        jobs = {pair: Job(pair, A, B) for pair, A, B in self._live() if is_hooked(A) or is_hooked(B)}
+        for job in jobs.values():
+            job.pair.check()
+        with torch.no_grad(), without_autocast({job.A.device.type for job in jobs.values()}):
+            compute_roots(list(jobs.values()), self.recipe)
+        self._jobs = jobs
+        self._versions = self._present_versions()
+
+    def _live(self) -> Iterator[tuple[LoRAPair, Parameter, Parameter]]:
+        """The pairs that are still in the model, with their parameters."""
+        for pair in self.pairs:
+            try:
+                yield pair, pair.A, pair.B
+            except StaleParametersError:  # its adapter was deleted
+                continue
+
+    def _present_versions(self) -> list[tuple[int, int]]:
+        return [(id(factor), factor._version) for _, *factors in self._live() for factor in factors]
+
+    def _add_step_hook(self) -> None:
+        # Weak, since torch keeps hooks for all optimizers for ever.
+        this = weakref.ref(self)
+
+        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            del args, kwargs
+            if (engine := this()) is not None:
+                engine._before_step(optimizer)
+
+        handle = register_optimizer_step_pre_hook(before_step)
+        self._removers.append(handle.remove)
+        weakref.finalize(self, handle.remove)
+
+    def _before_step(self, optimizer: Optimizer) -> None:
+        self.forget()
+        missed = [
+            (pair, side, parameter)
+            for pair, A, B in self._live()
+            for side, parameter in (("A", A), ("B", B))
+            if parameter.grad is not None and not is_hooked(parameter)
+        ]
+        if not missed:
+            return
+        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for pair, side, parameter in missed:
+            if id(parameter) in owned:
+                raise StaleParametersError(
+                    f"the gradient of factor {side} of {pair.name} was not corrected: the parameter was replaced or "
+                    "made trainable after attach(model). Call attach(model) again, once the model is as it shall be "
+                    "trained."
+                )
+
+
+def _address(pair: LoRAPair) -> tuple[int, str, str]:
+    return id(pair.module), pair.path_A, pair.path_B

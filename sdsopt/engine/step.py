@@ -1,0 +1,196 @@
+"""Correction around an optimizer's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
+
+from sdsopt.corrections import PairTensors
+from sdsopt.engine.backward import is_hooked
+from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.recipe import Recipe
+from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
+from sdsopt.linalg import without_autocast
+from sdsopt.pairs import LoRAPair
+
+ParamGroup = dict[str, Any]
+DecayOf = Callable[[ParamGroup, Tensor], "float | Tensor"]
+
+
+class _Target(NamedTuple):
+    """The factors of one pair to correct: owned by the optimizer, with a gradient."""
+
+    job: Job
+    parameters: PairTensors
+    before: PairTensors  # their values before the step, where the correction maps updates
+
+
+class StepEngine:
+    """Corrects the gradients of pairs for the time of one step.
+
+    Extra memory during a step: the corrected gradients, one copy of the LoRA parameters; with a correction that uses
+    updates, a second copy; with `max_grad_norm`, a copy of the other gradients; and one pair at a time in float64.
+
+    Args:
+        pairs: The pairs to correct.
+        recipe: The correction and how it is computed.
+        max_grad_norm: The norm to which the gradients of a step are clipped, after the correction; None for any.
+    """
+
+    def __init__(self, pairs: Sequence[LoRAPair], recipe: Recipe, max_grad_norm: float | None = None) -> None:
+        self.pairs = tuple(pairs)
+        self.recipe = recipe
+        self.max_grad_norm = max_grad_norm
+        self._was_owned: set[tuple[int, str]] = set()
+
+    def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
+        """Returns the pairs of which the groups hold a factor, and remembers these factors.
+
+        Raises:
+            PairShapeError: Two factors do not fit together.
+            DoubleCorrectionError: Backward corrects them already.
+        """
+        owned = {id(parameter) for group in param_groups for parameter in group["params"]}
+        found: list[LoRAPair] = []
+        for index, pair in enumerate(self.pairs):
+            sides = {(index, side) for side, parameter in (("A", pair.A), ("B", pair.B)) if id(parameter) in owned}
+            if sides:
+                pair.check()
+                for _, side in sides:
+                    _require_unhooked(pair, side)
+                found.append(pair)
+                self._was_owned |= sides
+        return found
+
+    def any_gradient(self, param_groups: Iterable[ParamGroup]) -> bool:
+        """Tells whether any parameter of the groups has a gradient."""
+        return any(parameter.grad is not None for group in param_groups for parameter in group["params"])
+
+    @contextmanager
+    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf) -> Generator[int]:
+        """Puts corrected gradients in place of the raw ones; on exit, the raw ones are back.
+
+        The inner optimizer steps inside the context. Everything that can fail is computed before a gradient is
+        touched.
+
+        Args:
+            param_groups: The optimizer's groups; only gradients of their parameters are corrected.
+            decay_of: Share of a parameter that its group's step takes off as decoupled weight decay.
+
+        Yields:
+            The number of pairs corrected.
+
+        Raises:
+            StaleParametersError: A factor was replaced in the model and the optimizer holds the old one.
+            UnsupportedGradientError: A gradient is sparse.
+            PairShapeError: Two factors do not fit together.
+            DoubleCorrectionError: `sdsopt.attach` corrects these gradients already.
+        """
+        correction = self.recipe.correction
+        groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
+        targets = self._targets(groups)
+        device_types = {target.job.A.device.type for target in targets}
+        with torch.no_grad(), without_autocast(device_types):
+            compute_roots([target.job for target in targets], self.recipe)
+            gradients: dict[Parameter, Tensor] = {}
+            for target in targets:
+                gradients.update(self._precondition(target))
+            if correction.uses_updates:
+                targets = [target._replace(before=target.parameters.map(torch.clone)) for target in targets]
+
+        with _gradients_replaced(gradients), self._clipped(param_groups):
+            yield len(targets)
+
+        if correction.uses_updates:
+            with torch.no_grad(), without_autocast(device_types):
+                for target in targets:
+                    self._postcondition(target, groups, decay_of)
+
+    def _targets(self, groups: Mapping[int, ParamGroup]) -> list[_Target]:
+        targets: list[_Target] = []
+        for index, pair in enumerate(self.pairs):
+            A, B = pair.A, pair.B
+            parameters = PairTensors(
+                A=A if self._is_target(index, "A", A, groups) else None,
+                B=B if self._is_target(index, "B", B, groups) else None,
+            )
+            if parameters.A is not None or parameters.B is not None:
+                pair.check()
+                targets.append(_Target(Job(pair, A, B), parameters, PairTensors(None, None)))
+        return targets
+
+    def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
+        if parameter.grad is None:
+            return False
+        pair = self.pairs[index]
+        if id(parameter) not in groups:
+            if (index, side) in self._was_owned:
+                raise StaleParametersError(
+                    f"factor {side} of {pair.name} was replaced in the model after the optimizer was built, so a step "
+                    "would move a parameter that the model no longer uses. Build the optimizer again from the model's "
+                    "present parameters (and wrap it again)."
+                )
+            return False  # another optimizer's
+        if parameter.grad.layout != torch.strided:
+            raise UnsupportedGradientError(
+                f"the gradient of factor {side} of {pair.name} is {parameter.grad.layout}; only dense gradients can be "
+                "corrected. For an embedding, build it with sparse=False."
+            )
+        _require_unhooked(pair, side)
+        self._was_owned.add((index, side))
+        return True
+
+    def _precondition(self, target: _Target) -> dict[Parameter, Tensor]:
+        """Returns the corrected gradients by parameter."""
+        job = target.job
+        raw = target.parameters.map(lambda parameter: parameter.grad)
+        corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(raw)))
+        return {p: g for p, g in zip((job.A, job.B), corrected, strict=True) if g is not None}
+
+    @contextmanager
+    def _clipped(self, param_groups: Sequence[ParamGroup]) -> Generator[None]:
+        if self.max_grad_norm is None:
+            yield
+            return
+        parameters = [p for group in param_groups for p in group["params"] if p.grad is not None]
+        # Copies, since clipping writes in place and the raw gradients shall come back.
+        with _gradients_replaced({parameter: parameter.grad.clone() for parameter in parameters}):
+            clip_grad_norm_(parameters, self.max_grad_norm)
+            yield
+
+    def _postcondition(self, target: _Target, groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
+        """Replaces the step that was taken by the one that the correction makes of it; the decay stays as it is."""
+        job, parameters, before = target
+        decayed = parameters.map(lambda p, start: start * (1 - decay_of(groups[id(p)], p)), before)
+        updates = parameters.map(torch.sub, decayed)
+        mapped = job.join(self.recipe.correction.postcondition(job.factors(before), job.split(updates)))
+        parameters.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)
+
+
+def _require_unhooked(pair: LoRAPair, side: str) -> None:
+    if is_hooked(getattr(pair, side)):
+        raise DoubleCorrectionError(
+            f"sdsopt.attach corrects the gradient of factor {side} of {pair.name} in backward, so SDSPreconditioner "
+            "would correct it a second time. Use one of the two: remove() the handle, or leave the optimizer bare."
+        )
+
+
+@contextmanager
+def _gradients_replaced(gradients: Mapping[Parameter, Tensor]) -> Generator[None]:
+    replaced: list[tuple[Parameter, Tensor | None]] = []
+    try:
+        for parameter, gradient in gradients.items():
+            replaced.append((parameter, parameter.grad))
+            parameter.grad = gradient
+        yield
+    finally:
+        for parameter, raw in replaced:
+            # An inner optimizer that frees gradients in its step means it.
+            if parameter.grad is not None:
+                parameter.grad = raw
