@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,40 +34,43 @@ def optimizer_of(network: torch.nn.Module, correction: str) -> SDSPreconditioner
     return SDSPreconditioner(torch.optim.AdamW(network.parameters(), lr=0.01), network, correction)
 
 
-def _join(rank: int, world_size: int, folder: str) -> None:
+Body = Callable[..., None]
+
+
+def run(rank: int, world_size: int, folder: str, body: Body, *arguments: str) -> None:
+    """One process: joins the others, and calls `body(rank, world_size, folder, *arguments)`."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
-
-
-def ddp(rank: int, world_size: int, folder: str, correction: str) -> None:
-    _join(rank, world_size, folder)
-    network = Network(dtype=torch.float64)
-    parallel = DistributedDataParallel(network)
-    train(parallel, optimizer_of(parallel, correction), rank, world_size)
-    torch.save(network.state_dict(), Path(folder) / f"{rank}.pt")
+    body(rank, world_size, Path(folder), *arguments)
+    # DDP must be gone before its process group: as the group's last owner it can deadlock (torch 2.13).
+    gc.collect()
     dist.destroy_process_group()
 
 
-def ddp_hooks(rank: int, world_size: int, folder: str) -> None:
-    _join(rank, world_size, folder)
+def ddp(rank: int, world_size: int, folder: Path, correction: str) -> None:
+    network = Network(dtype=torch.float64)
+    parallel = DistributedDataParallel(network)
+    train(parallel, optimizer_of(parallel, correction), rank, world_size)
+    torch.save(network.state_dict(), folder / f"{rank}.pt")
+
+
+def ddp_hooks(rank: int, world_size: int, folder: Path) -> None:
     network = Network(dtype=torch.float64)
     parallel = DistributedDataParallel(network)
     with attach(parallel):
         train(parallel, torch.optim.AdamW(parallel.parameters(), lr=0.01), rank, world_size)
-    torch.save(network.state_dict(), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(network.state_dict(), folder / f"{rank}.pt")
 
 
-def fsdp2(rank: int, world_size: int, folder: str) -> None:
+def fsdp2(rank: int, world_size: int, folder: Path) -> None:
     """Wrapping a sharded model says that it is not supported, instead of doing something else."""
-    _join(rank, world_size, folder)
     network = Network()
     fully_shard(network)
     messages: list[str] = []
-    try:
-        optimizer_of(network, "sds")
-    except PairShapeError as error:
-        messages.append(str(error))
-    (Path(folder) / f"{rank}.txt").write_text("\n".join(messages))
-    dist.destroy_process_group()
+    for build in (lambda: optimizer_of(network, "sds"), lambda: attach(network)):
+        try:
+            build()
+        except PairShapeError as error:
+            messages.append(str(error))
+    (folder / f"{rank}.txt").write_text("\n".join(messages))

@@ -284,7 +284,7 @@ def test_a_frozen_partner() -> None:
 
 
 def test_ddp_equals_one_process_on_the_whole_batch(tmp_path: Path) -> None:
-    multiprocessing.spawn(workers.ddp_hooks, (2, str(tmp_path)), nprocs=2)
+    multiprocessing.spawn(workers.run, (2, str(tmp_path), workers.ddp_hooks), nprocs=2)
     alone = Network(dtype=torch.float64)
     workers.train(alone, workers.optimizer_of(alone, "sds"))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -14,7 +14,7 @@ from toy import Network
 
 @pytest.mark.parametrize("correction", ["sds", "sds-split"])
 def test_ddp_equals_one_process_on_the_whole_batch(correction: str, tmp_path: Path) -> None:
-    multiprocessing.spawn(workers.ddp, (2, str(tmp_path), correction), nprocs=2)
+    multiprocessing.spawn(workers.run, (2, str(tmp_path), workers.ddp, correction), nprocs=2)
     alone = Network(dtype=torch.float64)
     workers.train(alone, workers.optimizer_of(alone, correction))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -24,6 +24,8 @@ def test_ddp_equals_one_process_on_the_whole_batch(correction: str, tmp_path: Pa
 
 
 def test_sharded_factors_are_refused(tmp_path: Path) -> None:
-    multiprocessing.spawn(workers.fsdp2, (2, str(tmp_path)), nprocs=2)
+    multiprocessing.spawn(workers.run, (2, str(tmp_path), workers.fsdp2), nprocs=2)
     for rank in (0, 1):
-        assert "first[default] are DTensors, sharded by FSDP2" in (tmp_path / f"{rank}.txt").read_text()
+        wrapped, attached = (tmp_path / f"{rank}.txt").read_text().splitlines()
+        assert "first[default] are DTensors, sharded by FSDP2" in wrapped
+        assert attached == wrapped
