@@ -13,7 +13,7 @@ from sdsopt.corrections import (
 from sdsopt.hooks import Handle, attach
 from sdsopt.linalg import InverseRoot
 from sdsopt.optimizer import SDSPreconditioner
-from sdsopt.pairs import LoRAPair, PairList, Skipped, find_pairs
+from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, register_layout
 
 __all__ = [
     "Correction",
@@ -22,6 +22,7 @@ __all__ = [
     "Handle",
     "InverseRoot",
     "KeepNorm",
+    "Layout",
     "LoRAPair",
     "PairList",
     "PairTensors",
@@ -32,4 +33,5 @@ __all__ = [
     "available_corrections",
     "find_pairs",
     "register_correction",
+    "register_layout",
 ]

@@ -149,7 +149,9 @@ class BackwardEngine:
                 continue
 
     def _present_versions(self) -> list[tuple[int, int]]:
-        return [(id(factor), factor._version) for _, *factors in self._live() for factor in factors]
+        diagonals = [E for pair, _, _ in self._live() if (E := pair.E) is not None]
+        factors = [factor for _, *both in self._live() for factor in both]
+        return [(id(parameter), parameter._version) for parameter in (*factors, *diagonals)]
 
     def _add_step_hook(self) -> None:
         # Weak, since torch keeps hooks for all optimizers for ever.

@@ -68,8 +68,11 @@ def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
     batches: dict[tuple[int, torch.device], list[tuple[dict[float, Tensor], Tensor]]] = defaultdict(list)
     for job in jobs:
         A, B = job.A.detach(), job.B.detach()
+        E = job.pair.E
         for roots, tall in ((job.roots_A, job.pair.split_A(A).mT), (job.roots_B, job.pair.split_B(B))):
-            reduced = recipe.inverse_root.reduce(tall.to(job.dtype))  # (e, d, r) → (e, r, r)
+            # With a diagonal between them, each factor's gradient comes through the partner times the diagonal.
+            weighed = tall.to(job.dtype) if E is None else tall.to(job.dtype) * E.detach().flatten().to(job.dtype)
+            reduced = recipe.inverse_root.reduce(weighed)  # (e, d, r) → (e, r, r)
             batches[reduced.shape[-1], reduced.device].append((roots, reduced))
 
     for batch in batches.values():

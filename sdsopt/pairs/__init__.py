@@ -1,7 +1,7 @@
 """What a LoRA pair is and where it is found. Knows nothing of optimizers."""
 
-from sdsopt.pairs.blocks import BlockView, Experts, Groups
-from sdsopt.pairs.find import find_pairs, require_pairs
+from sdsopt.pairs.blocks import BlockView, Experts, Groups, TransposedExperts, UnequalGroups
+from sdsopt.pairs.find import find_pairs, register_layout, require_pairs
 from sdsopt.pairs.layout import Layout, Skipped
 from sdsopt.pairs.note import Note
 from sdsopt.pairs.pair import LoRAPair
@@ -16,6 +16,9 @@ __all__ = [
     "Note",
     "PairList",
     "Skipped",
+    "TransposedExperts",
+    "UnequalGroups",
     "find_pairs",
+    "register_layout",
     "require_pairs",
 ]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import final
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Shape3 = tuple[int, int, int]
 
@@ -31,6 +33,16 @@ class BlockView(ABC):
     @abstractmethod
     def shape_B(self, shape: tuple[int, ...]) -> Shape3:
         """Returns (e, m, r) for a stored B of this shape (ndim ≥ 2), rounding down where it does not divide."""
+
+    # Block shapes are rounded down, so a rank that the blocks do not divide shows as elements left over.
+
+    def divides_A(self, shape: tuple[int, ...]) -> bool:
+        """Tells whether a stored A of this shape falls into blocks without remainder."""
+        return prod(self.shape_A(shape)) == prod(shape)
+
+    def divides_B(self, shape: tuple[int, ...]) -> bool:
+        """Tells whether a stored B of this shape falls into blocks without remainder."""
+        return prod(self.shape_B(shape)) == prod(shape)
 
     @abstractmethod
     def split_A(self, tensor: Tensor) -> Tensor:
@@ -115,3 +127,69 @@ class Experts(_BlockMajorA):
 
     def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
         return blocks.permute(1, 2, 0).reshape(shape).contiguous()  # (e, m, r) → (m, r, e) → (m, r·e)
+
+
+@final
+@dataclass(frozen=True)
+class UnequalGroups(_BlockMajorA):
+    """One projection for queries, keys and values whose widths differ (grouped-query attention).
+
+    A is (e·r, n), B is (m_1 + … + m_e, r). The blocks of B are padded with zero rows to the longest: these add nothing
+    to BᵀB, and a gradient's stay zero.
+
+    Attributes:
+        rows: The lengths m_1, …, m_e.
+    """
+
+    rows: tuple[int, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.rows)
+
+    def shape_B(self, shape: tuple[int, ...]) -> Shape3:
+        return len(self.rows), max(self.rows), prod(shape[1:])
+
+    def divides_B(self, shape: tuple[int, ...]) -> bool:
+        return sum(self.rows) == shape[0]
+
+    def split_B(self, tensor: Tensor) -> Tensor:
+        return pad_sequence(list(tensor.flatten(1).split(self.rows)), batch_first=True)  # (e, m_max, r)
+
+    def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        parts = [block[:length] for block, length in zip(blocks, self.rows, strict=True)]
+        return torch.cat(parts).reshape(shape)
+
+
+@final
+@dataclass(frozen=True)
+class TransposedExperts(BlockView):
+    """Experts for `x @ A @ B`: A is (e, n, r) and B is (e, r, m).
+
+    Attributes:
+        experts: The number of experts e.
+    """
+
+    experts: int
+
+    @property
+    def num_blocks(self) -> int:
+        return self.experts
+
+    def shape_A(self, shape: tuple[int, ...]) -> Shape3:
+        return self.experts, shape[-1], prod(shape[1:-1])
+
+    def shape_B(self, shape: tuple[int, ...]) -> Shape3:
+        return self.experts, prod(shape[2:]), shape[1]
+
+    def split_A(self, tensor: Tensor) -> Tensor:
+        return tensor.mT  # (e, r, n)
+
+    def split_B(self, tensor: Tensor) -> Tensor:
+        return tensor.mT  # (e, m, r)
+
+    def join_A(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return blocks.mT.reshape(shape).contiguous()
+
+    def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return blocks.mT.reshape(shape).contiguous()

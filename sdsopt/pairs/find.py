@@ -9,13 +9,39 @@ from typing import cast
 from torch import nn
 
 from sdsopt.errors import NoPairsError, StaleParametersError
+from sdsopt.pairs.kohya import KohyaLayout
 from sdsopt.pairs.layout import Layout, Skipped
+from sdsopt.pairs.litgpt import LitGPTLayout
+from sdsopt.pairs.loralib import LoralibLayout
+from sdsopt.pairs.nemo import NeMoLayout
 from sdsopt.pairs.pair import LoRAPair
 from sdsopt.pairs.pair_list import PairList
 from sdsopt.pairs.peft import PeftLayout
+from sdsopt.pairs.torchtune import TorchtuneLayout
 
 # One entry for each library. The first layout that knows a module decides on it.
-LAYOUTS: tuple[Layout, ...] = (PeftLayout(),)
+LAYOUTS: list[Layout] = [
+    PeftLayout(),
+    LitGPTLayout(),
+    LoralibLayout(),
+    TorchtuneLayout(),
+    NeMoLayout(),
+    KohyaLayout(),
+]
+
+
+def register_layout(layout: Layout) -> None:
+    """Makes `find_pairs` know LoRA layers of your own. Layouts that were registered last are asked first.
+
+    Args:
+        layout: An instance; registering one of the same class again replaces it.
+
+    Raises:
+        TypeError: It is not a `Layout`.
+    """
+    if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"register_layout needs an instance of a Layout subclass, got {layout!r}")
+    LAYOUTS[:] = [layout, *(other for other in LAYOUTS if type(other) is not type(layout))]
 
 
 def find_pairs(model: nn.Module, *, include_frozen: bool = False) -> PairList:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from math import prod
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ class LoRAPair:
         path_A: Dotted path of A below `module`, e.g. ``lora_A.default.weight``.
         path_B: Dotted path of B below `module`.
         blocks: How the stored factors are seen as independent products.
+        read_scaling: Returns the factor in front of B · A, given the module.
+        path_E: Dotted path of the diagonal of ΔW = scaling · B · diag(E) · A (AdaLoRA); None for a plain product.
     """
 
     name: str
@@ -34,6 +36,8 @@ class LoRAPair:
     path_A: str
     path_B: str
     blocks: BlockView
+    read_scaling: Callable[[nn.Module], float]
+    path_E: str | None = None
 
     @property
     def A(self) -> nn.Parameter:
@@ -54,16 +58,25 @@ class LoRAPair:
         return self._resolve("B", self.path_B)
 
     @property
+    def E(self) -> nn.Parameter | None:
+        """The module's present diagonal between B and A, r numbers in any shape; None for a plain product.
+
+        Raises:
+            StaleParametersError: There is no parameter at `path_E` any more.
+        """
+        return None if self.path_E is None else self._resolve("E", self.path_E)
+
+    @property
     def scaling(self) -> float:
         """The factor in front of B · A at present, such as α/r.
 
         Raises:
             StaleParametersError: The module has no scaling for the adapter any more.
         """
-        scaling = getattr(self.module, "scaling", {})
-        if self.adapter not in scaling:
-            raise StaleParametersError(f"the scaling of {self.name} is gone: {_WHY_GONE}")
-        return float(scaling[self.adapter])
+        try:
+            return float(self.read_scaling(self.module))
+        except (AttributeError, KeyError) as error:
+            raise StaleParametersError(f"the scaling of {self.name} is gone: {_WHY_GONE}") from error
 
     @property
     def rank(self) -> int:
@@ -118,8 +131,7 @@ class LoRAPair:
                 f"{_why_not_whole(A, B)}"
             )
         blocks_A, blocks_B = self.blocks.shape_A(shape_A), self.blocks.shape_B(shape_B)
-        # Block shapes are rounded down, so a rank that the blocks do not divide shows as elements left over.
-        uneven = prod(blocks_A) != prod(shape_A) or prod(blocks_B) != prod(shape_B)
+        uneven = not (self.blocks.divides_A(shape_A) and self.blocks.divides_B(shape_B))
         if uneven or blocks_A[1] != blocks_B[2]:
             raise PairShapeError(
                 f"the factors of {self.name} do not fit together: A is {shape_A}, B is {shape_B}, so in "

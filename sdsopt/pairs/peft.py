@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, final
 
 from torch import nn
@@ -69,18 +70,31 @@ def _factors(name: str, module: nn.Module, adapter: str, *, embedding: bool) -> 
     if reason is not None:
         yield Skipped(full_name, reason)
         return
+    if adapter in _keys(module, "lora_E"):
+        # AdaLoRA: bare parameters, with trained singular values between them.
+        paths = f"lora_A.{adapter}", f"lora_B.{adapter}"
+        read_scaling = partial(_adalora_scaling, adapter=adapter)
+        yield LoRAPair(full_name, module, adapter, *paths, Groups(), read_scaling, f"lora_E.{adapter}")
+        return
     if embedding:
         path_A, path_B = f"lora_embedding_A.{adapter}", f"lora_embedding_B.{adapter}"
     else:
         path_A, path_B = f"lora_A.{adapter}.weight", f"lora_B.{adapter}.weight"
-    yield LoRAPair(full_name, module, adapter, path_A, path_B, _block_view(module, adapter))
+    read_scaling = partial(_scaling, adapter=adapter)
+    yield LoRAPair(full_name, module, adapter, path_A, path_B, _block_view(module, adapter), read_scaling)
     if not embedding and getattr(_get(_own(module, "lora_B"), adapter), "bias", None) is not None:
         yield Skipped(f"{name}.lora_B.{adapter}.bias", "a bias beside B·A, which keeps its own gradient")
 
 
+def _scaling(module: Any, adapter: str) -> float:
+    return module.scaling[adapter]
+
+
+def _adalora_scaling(module: Any, adapter: str) -> float:
+    return module.scaling[adapter] / (float(module.ranknum[adapter]) + 1e-5)
+
+
 def _why_not_plain(module: nn.Module, adapter: str) -> str | None:
-    if adapter in _keys(module, "lora_E"):
-        return "AdaLoRA puts trained singular values between B and A"
     variant = _get(getattr(module, "lora_variant", None), adapter)
     if variant is not None:
         kind = type(variant).__name__

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sdsopt.errors import PairShapeError
-from sdsopt.pairs import BlockView, Experts, Groups, LoRAPair
+from sdsopt.pairs import BlockView, Experts, Groups, LoRAPair, TransposedExperts, UnequalGroups
 
 
 class Layer(nn.Module):
@@ -18,7 +18,8 @@ class Layer(nn.Module):
 
 
 def pair_of(A: tuple[int, ...], B: tuple[int, ...], view: BlockView | None = None) -> LoRAPair:
-    return LoRAPair("block.q_proj[x]", Layer(torch.ones(A), torch.ones(B)), "x", "A", "B", view or Groups())
+    layer = Layer(torch.ones(A), torch.ones(B))
+    return LoRAPair("block.q_proj[x]", layer, "x", "A", "B", view or Groups(), lambda _: 1.0)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,8 @@ def pair_of(A: tuple[int, ...], B: tuple[int, ...], view: BlockView | None = Non
         ((4, 6, 3, 3), (5, 4, 1, 1), Groups()),
         ((4, 6, 3), (8, 2, 1), Groups(2)),
         ((12, 6), (5, 12), Experts(3)),
+        ((6, 10), (12, 3), UnequalGroups((8, 4))),
+        ((3, 10, 2), (3, 2, 6), TransposedExperts(3)),
     ],
 )
 def test_factors_that_fit(A: tuple[int, ...], B: tuple[int, ...], view: BlockView) -> None:

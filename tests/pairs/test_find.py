@@ -182,7 +182,6 @@ def test_a_deleted_adapter_is_reported_by_name(attribute: str) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (lambda: peft.AdaLoraConfig(target_modules=["q"], total_step=10), "AdaLoRA"),
         (lambda: peft.LoHaConfig(target_modules=["q"]), "hada_w1_a"),
         (lambda: peft.LoKrConfig(target_modules=["q"]), "lokr_w1"),
         (lambda: peft.VeraConfig(target_modules=["q"]), "vera_lambda_b"),
@@ -196,7 +195,7 @@ def test_a_deleted_adapter_is_reported_by_name(attribute: str) -> None:
             "BD-LoRA",
         ),
     ],
-    ids=["adalora", "loha", "lokr", "vera", "ia3", "kasa", "monteclora", "bdlora"],
+    ids=["loha", "lokr", "vera", "ia3", "kasa", "monteclora", "bdlora"],
 )
 def test_what_is_not_a_plain_product(config: Callable[[], Any], reason: str) -> None:
     pairs = find_pairs(peft.get_peft_model(Net(), config()))

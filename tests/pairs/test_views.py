@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sdsopt.pairs import BlockView, Experts, Groups, LoRAPair, find_pairs
+from sdsopt.pairs import BlockView, Experts, Groups, LoRAPair, TransposedExperts, UnequalGroups, find_pairs
 
 peft = pytest.importorskip("peft")
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
@@ -35,12 +35,25 @@ def stored_factors(draw: st.DrawFn) -> Stored:
     kernel = tuple(draw(st.lists(st.integers(1, 3), max_size=3)))
     ones = (1,) * len(kernel)
     width = torch.Size((n, *kernel)).numel()
-    kind = draw(st.sampled_from(["plain", "groups", "experts"]))
+    kind = draw(st.sampled_from(["plain", "groups", "experts", "transposed"]))
     if kind == "plain":
         return Stored(Groups(), (r, n, *kernel), (m, r, *ones), (1, r, width), (1, m, r))
     if kind == "groups":
         return Stored(Groups(e), (e * r, n, *kernel), (e * m, r, *ones), (e, r, width), (e, m, r))
+    if kind == "transposed":
+        return Stored(TransposedExperts(e), (e, n, r), (e, r, m), (e, r, n), (e, m, r))
     return Stored(Experts(e), (e * r, n), (m, r * e), (e, r, n), (e, m, r))
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 4))
+def test_unequal_groups_are_padded_with_zeros(rows: list[int], r: int) -> None:
+    view = UnequalGroups(tuple(rows))
+    B = 1 + numbered((sum(rows), r))
+    blocks = view.split_B(B)
+    assert blocks.shape == (len(rows), max(rows), r) == view.shape_B(B.shape)
+    assert view.divides_B(B.shape)
+    assert torch.equal(view.join_B(blocks, B.shape), B)
+    assert torch.equal(blocks.sum((1, 2)), torch.stack([part.sum() for part in B.split(rows)]))
 
 
 def numbered(shape: tuple[int, ...]) -> Tensor:
