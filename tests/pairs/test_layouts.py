@@ -94,8 +94,8 @@ def loralib_delta(layer: Any) -> Tensor:
 
 def differential(layer: Any) -> Tensor:
     """What the adapter adds to a layer that has a base."""
-    width = layer.linear.in_features
-    return (layer(torch.eye(width)) - layer.linear(torch.eye(width))).T
+    one = torch.eye(layer.linear.in_features)[None]  # a batch, which LitGPT's convolution needs
+    return (layer(one) - layer.linear(one))[0].T
 
 
 one: Any = "loralib"
