@@ -1,6 +1,7 @@
 """Makes LoRA training behave more like full fine-tuning, by correcting gradients at the optimizer."""
 
 from sdsopt._version import __version__
+from sdsopt.constructors import SDSSGD, SDSAdamW
 from sdsopt.corrections import (
     Correction,
     Factors,
@@ -13,7 +14,7 @@ from sdsopt.corrections import (
 from sdsopt.hooks import Handle, attach
 from sdsopt.linalg import InverseRoot
 from sdsopt.optimizer import SDSPreconditioner
-from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, register_layout
+from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, linked_pairs, register_layout
 
 __all__ = [
     "Correction",
@@ -26,12 +27,16 @@ __all__ = [
     "LoRAPair",
     "PairList",
     "PairTensors",
+    "SDSAdamW",
     "SDSPreconditioner",
+    "SDSSGD",
     "Skipped",
     "__version__",
     "attach",
     "available_corrections",
     "find_pairs",
+    "link",
+    "linked_pairs",
     "register_correction",
     "register_layout",
 ]

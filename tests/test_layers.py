@@ -19,18 +19,21 @@ ORDER = [
     "_version",
     "linalg",
     "pairs",
+    "diagnostics",
     "corrections",
     "weight_decay",
     "engine",
     "hooks",
     "optimizer",
+    "constructors",
     "__init__",
+    "integrations",
     "compare",
     "cli",
     "__main__",
 ]
 NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
-TORCH_ONLY = set(ORDER) - {"compare", "cli", "__main__"}
+TORCH_ONLY = set(ORDER) - {"integrations", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sdsopt.compare.conditioning import median_condition_numbers
 from sdsopt.compare.grid import Run
 from sdsopt.compare.records import Record
 from sdsopt.compare.task import Task
+from sdsopt.diagnostics.conditioning import median_condition_numbers
 from sdsopt.pairs import find_pairs
 
 _KAPPA_POINTS = 20  # per run, evenly spaced

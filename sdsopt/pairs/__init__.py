@@ -3,6 +3,7 @@
 from sdsopt.pairs.blocks import BlockView, Experts, Groups, TransposedExperts, UnequalGroups
 from sdsopt.pairs.find import find_pairs, register_layout, require_pairs
 from sdsopt.pairs.layout import Layout, Skipped
+from sdsopt.pairs.link import link, linked_pairs
 from sdsopt.pairs.note import Note
 from sdsopt.pairs.pair import LoRAPair
 from sdsopt.pairs.pair_list import PairList
@@ -19,6 +20,8 @@ __all__ = [
     "TransposedExperts",
     "UnequalGroups",
     "find_pairs",
+    "link",
+    "linked_pairs",
     "register_layout",
     "require_pairs",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,7 +44,8 @@ class Case:
 
 
 def package(name: str) -> Any:
-    return importlib.import_module(name)
+    # A package that is installed but broken beside the others (torchtune with torchao ≥ 0.14) counts as missing.
+    return pytest.importorskip(name, exc_type=ImportError)
 
 
 def applied(layer: nn.Module, width: int = 10) -> Tensor:
@@ -149,8 +149,7 @@ CASES = [
 def case(request: pytest.FixtureRequest) -> Iterator[tuple[Case, nn.Module]]:
     found: Case = request.param
     if found.package:
-        # A package that is installed but broken beside the others (torchtune with torchao ≥ 0.14) counts as missing.
-        pytest.importorskip(found.package, exc_type=ImportError)
+        package(found.package)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layer = found.build()

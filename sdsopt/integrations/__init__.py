@@ -1,0 +1,1 @@
+"""Plugs for training frameworks, one file each. A framework is imported with its file, and not before."""
