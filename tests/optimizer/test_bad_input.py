@@ -317,7 +317,9 @@ def test_another_optimizers_factors_are_left_alone() -> None:
     one.step()
     assert torch.equal(model.second.A, before)
     two.step()
-    assert torch.equal(model.second.A, before - 0.1 * model.second.A.grad)  # pyright: ignore
+    assert model.second.A.grad is not None
+    # As SGD does it: some processors round a multiplication with an addition once, and not twice.
+    assert torch.equal(model.second.A, before.add(model.second.A.grad, alpha=-0.1))
 
 
 def test_a_single_lora_layer_is_a_model_too() -> None:
