@@ -16,6 +16,7 @@ PACKAGE = Path(sdsopt.__file__).parent
 # Each part may import those before it, except where `NEVER` forbids it.
 ORDER = [
     "errors",
+    "extras",
     "_version",
     "linalg",
     "pairs",
@@ -90,7 +91,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 # None in sys.modules makes an import of that name fail.
 WITHOUT = """
 import sys
-for name in ("peft", "transformers", "accelerate", "numpy", "sklearn", "matplotlib", "rich"):
+for name in ("peft", "transformers", "accelerate", "numpy", "sklearn", "matplotlib", "rich", "rich_argparse", "shtab"):
     sys.modules[name] = None
 """
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sdsopt.cli.parser import add_command
 from sdsopt.errors import SDSOptError
+from sdsopt.extras import extra
 
 if TYPE_CHECKING:
     from sdsopt.compare import Settings, Task
@@ -17,8 +20,15 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _DESCRIPTION = """\
-Compare corrections of LoRA gradients over learning rates and seeds, beside plain LoRA and full fine-tuning.
-Without arguments: a small ViT pretrained on the digits 0-4 learns 5-9, with AdamW and SGD; a few minutes on 2 cores."""
+Compare corrections of LoRA gradients over learning rates and seeds, beside
+plain LoRA and full fine-tuning. Without arguments: a small ViT pretrained on
+the digits 0-4 learns 5-9, with AdamW and SGD; a few minutes on 2 cores."""
+
+_EXAMPLES = """\
+sdsopt compare                     everything, on the digits task
+sdsopt compare --corrections lora,sds --inner adamw --seeds 5
+sdsopt compare --task my_module:MyTask --lrs 1e-4,3e-4,1e-3
+sdsopt compare --json -q           the table's numbers, for a program"""
 
 
 class UsageError(SDSOptError, ValueError):
@@ -27,11 +37,12 @@ class UsageError(SDSOptError, ValueError):
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command to what `ArgumentParser.add_subparsers` returned."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "compare",
         help="ablation: corrections x learning rates x seeds, table and figures",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("--task", default="digits", help="'digits', or your own as package.module:Task")
     parser.add_argument("--corrections", type=_listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
@@ -46,17 +57,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", default="sdsopt-results", metavar="DIR", help="results (default: ./%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
     parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and draw no figures")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     # Here and not above: `sdsopt --help` works without the extra.
     from sdsopt.compare import Observer, compare
-    from sdsopt.compare.extras import demo_extra
     from sdsopt.compare.grid import make_runs
 
-    with demo_extra():
+    with extra("demo"):
         from rich.console import Console
 
     from sdsopt.compare.progress import RichObserver
@@ -81,6 +92,9 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         print(f"\nsdsopt: interrupted; finished runs are in {arguments.out}, {resume} resumes", file=sys.stderr)
         return 130
 
+    if arguments.json:
+        print(json.dumps(comparison.to_json(), indent=2))
+        return 0
     console.print(comparison.table())
     figures = comparison.save_figures()
     print(f"Results: {runs_file(comparison.directory).path}")

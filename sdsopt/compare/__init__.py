@@ -10,7 +10,6 @@ rich.print(comparison.table())
 
 from sdsopt.compare.api import Comparison, compare
 from sdsopt.compare.digits import DigitsTask
-from sdsopt.compare.extras import MissingExtraError
 from sdsopt.compare.grid import Run, Settings
 from sdsopt.compare.learning_rates import log_grid
 from sdsopt.compare.methods import Inner, Method
@@ -18,6 +17,7 @@ from sdsopt.compare.observer import Observer
 from sdsopt.compare.records import Record
 from sdsopt.compare.summary import Cell, Row, Stat, summarise
 from sdsopt.compare.task import Task
+from sdsopt.errors import MissingExtraError
 
 __all__ = [
     "Cell",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdsopt.compare.grid import Settings
 from sdsopt.compare.observer import Observer
 from sdsopt.compare.records import Record
 from sdsopt.compare.step_time import StepTimes, step_times, step_times_file
-from sdsopt.compare.summary import Row, summarise
+from sdsopt.compare.summary import Row, row_to_json, summarise
 from sdsopt.compare.sweep import runs_file, sweep
 from sdsopt.compare.task import Task
 
@@ -46,6 +46,15 @@ class Comparison:
     def title(self) -> str:
         """Names the task and its size."""
         return f"{self.task}: LoRA rank {self.settings.rank}, {self.settings.steps} steps"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what the table shows, and every learning rate's loss, as plain JSON types."""
+        return {
+            "task": self.task,
+            "rank": self.settings.rank,
+            "steps": self.settings.steps,
+            "methods": [row_to_json(row, self.step_times.get((row.inner, row.method))) for row in self.rows],
+        }
 
     def table(self) -> Table:
         """Returns a `rich.table.Table` to print. Needs the extra `demo`."""

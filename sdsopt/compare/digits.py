@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdsopt.compare.cache import load_tensors, save_tensors
-from sdsopt.compare.extras import demo_extra
 from sdsopt.compare.task import Task
 from sdsopt.compare.train import reproducible
+from sdsopt.extras import extra
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -68,7 +68,7 @@ class DigitsTask(Task):
                 module = name.removesuffix(".weight")
                 parameter.requires_grad = bool(re.fullmatch(_TARGETS, module)) or name.startswith(_HEAD)
             return model.train()
-        with demo_extra():
+        with extra("demo"):
             from peft import LoraConfig, get_peft_model
         # The name from the config's point of view has no adapter: save the head whole.
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_TARGETS, modules_to_save=[_HEAD])
@@ -95,7 +95,7 @@ class DigitsTask(Task):
         return [parameter for name, parameter in model.named_parameters() if _HEAD in name]
 
     def _new_vit(self) -> ViTForImageClassification:
-        with demo_extra():
+        with extra("demo"):
             from transformers import ViTConfig, ViTForImageClassification
         config = ViTConfig(
             image_size=8,
@@ -131,7 +131,7 @@ class _Split:
 
 @cache
 def _digits(which: str) -> _Split:
-    with demo_extra():
+    with extra("demo"):
         from sklearn.datasets import load_digits
     images, labels = load_digits(return_X_y=True)
     first = {"old": 0, "new": 5}[which]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdsopt.compare.extras import demo_extra
 from sdsopt.compare.records import Record
 from sdsopt.compare.summary import Row
+from sdsopt.extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def save_figures(rows: Sequence[Row], directory: Path, title: str) -> list[Path]
     Returns:
         The files, as PNG.
     """
-    with demo_extra():
+    with extra("demo"):
         import matplotlib as mpl
         from matplotlib.figure import Figure
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from sdsopt.compare.extras import demo_extra
 from sdsopt.compare.observer import Observer
 from sdsopt.compare.records import Record
+from sdsopt.extras import extra
 
-with demo_extra():
+with extra("demo"):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from sdsopt.compare.methods import FULL, LORA
 from sdsopt.compare.records import Record
@@ -68,6 +69,33 @@ class Row:
     lr_range: float | None
     range_open: bool
     diverged: int
+
+
+def row_to_json(row: Row, step_time: float | None) -> dict[str, Any]:
+    """Returns a row's numbers as plain JSON types: None where one is not finite, or is not known.
+
+    Args:
+        row: The row.
+        step_time: Time of a step, relative to plain LoRA.
+    """
+    return {
+        "inner": row.inner,
+        "method": row.method,
+        "best_lr": None if row.best is None else row.best.lr,
+        "best_lr_at_edge": row.at_edge,
+        "train_loss": None if row.best is None else _stat_to_json(row.best.loss),
+        "accuracy": None if row.accuracy is None else _stat_to_json(row.accuracy),
+        "gap_closed": None if row.gap_closed is None else dict(zip(("mean", "error"), row.gap_closed, strict=True)),
+        "lr_range": row.lr_range,
+        "lr_range_is_lower_bound": row.range_open,
+        "diverged_runs": row.diverged,
+        "step_time": step_time,
+        "learning_rates": [{"lr": cell.lr, **_stat_to_json(cell.loss)} for cell in row.cells],
+    }
+
+
+def _stat_to_json(stat: Stat) -> dict[str, Any]:
+    return {name: value if math.isfinite(value) else None for name, value in asdict(stat).items()}
 
 
 def final_loss(record: Record) -> float:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 
-from sdsopt.compare.extras import demo_extra
 from sdsopt.compare.step_time import StepTimes
 from sdsopt.compare.summary import Row, Stat
+from sdsopt.extras import extra
 
-with demo_extra():
+with extra("demo"):
     from rich import box
     from rich.table import Table
 
