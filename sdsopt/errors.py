@@ -33,6 +33,10 @@ class UnsupportedGradientError(SDSOptError, TypeError):
     """A gradient is of a kind that cannot be corrected, such as a sparse one."""
 
 
+class UnequalGradientsError(SDSOptError, RuntimeError):
+    """A factor that is sharded over several processes has a gradient on some of them only."""
+
+
 class UnsupportedOptimizerError(SDSOptError, TypeError):
     """The inner optimizer cannot be given corrected gradients."""
 

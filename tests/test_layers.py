@@ -19,6 +19,7 @@ ORDER = [
     "extras",
     "_version",
     "linalg",
+    "sharding",
     "pairs",
     "diagnostics",
     "corrections",
@@ -33,7 +34,13 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
+NEVER = {
+    "sharding": {"linalg"},
+    "pairs": {"linalg"},
+    "corrections": {"pairs", "linalg", "sharding"},
+    "engine": {"weight_decay"},
+    "hooks": {"weight_decay"},
+}
 TORCH_ONLY = set(ORDER) - {"integrations", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 

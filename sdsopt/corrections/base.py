@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sdsopt.corrections.row_map import RowMap
 
 
 class PairTensors(NamedTuple):
@@ -90,6 +93,17 @@ class Correction(ABC):
         Hook mode (`sdsopt.attach`) needs that, since it sees one gradient of one micro-batch at a time.
         """
         return False
+
+    def precondition_rows(self) -> RowMap | None:
+        """Returns `precondition` in a form that can be computed on shards; None (default) if there is none.
+
+        Factors that are sharded by FSDP2 or tensor parallelism are then gathered whole on every process.
+        """
+        return None
+
+    def postcondition_rows(self) -> RowMap | None:
+        """The same of `postcondition`."""
+        return None
 
     @abstractmethod
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
-from torch import Tensor
 
 from sdsopt.corrections.base import Correction, Factors, PairTensors
+from sdsopt.corrections.row_map import Lengths, RowMap
 
 
 @final
@@ -65,15 +66,28 @@ class GramPower(Correction):
         """Applies the power p to the gradients."""
         return _apply(factors, gradients, self.exponent)
 
+    def precondition_rows(self) -> RowMap:
+        """Each row of gB, and each column of gA, is multiplied by an r×r matrix."""
+        return RowMap(self.precondition)
+
     def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
         """Applies the power q to the updates and limits their length."""
-        mapped = _apply(factors, updates, self.update_exponent)
-        if self.max_update_ratio is None or not self.uses_updates:
-            return mapped
+        return self.postcondition_rows()(factors, updates)
+
+    def postcondition_rows(self) -> RowMap:
+        """As `precondition_rows`; the limit depends on lengths alone."""
+        limited = self.max_update_ratio is not None and self.uses_updates
+        return RowMap(partial(_apply, exponent=self.update_exponent), self._limit if limited else None)
+
+    def _limit(self, lengths: Lengths) -> PairTensors:
+        assert self.max_update_ratio is not None
+        A, B = lengths.factors
+        assert A is not None
+        assert B is not None
         # Measured by the larger factor: a B that starts at zero may still leave it.
-        larger = torch.maximum(_norm(factors.A), _norm(factors.B))  # (e, 1, 1)
+        larger = torch.maximum(A, B)  # (e, 1, 1)
         limit = torch.where(larger > 0, self.max_update_ratio * larger, torch.inf)
-        return mapped.map(lambda update: _shorten(update, limit))
+        return lengths.mapped.map(lambda length: torch.where(length > limit, limit / length, 1.0))
 
 
 def _apply(factors: Factors, tensors: PairTensors, exponent: float) -> PairTensors:
@@ -83,12 +97,3 @@ def _apply(factors: Factors, tensors: PairTensors, exponent: float) -> PairTenso
         A=None if tensors.A is None else factors.roots_B[exponent] @ tensors.A,  # (e, r, r) @ (e, r, n)
         B=None if tensors.B is None else tensors.B @ factors.roots_A[exponent],  # (e, m, r) @ (e, r, r)
     )
-
-
-def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True)
-
-
-def _shorten(update: Tensor, limit: Tensor) -> Tensor:
-    length = _norm(update)
-    return torch.where(length > limit, update * (limit / length), update)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
 
 from sdsopt.corrections.base import Correction, Factors, PairTensors
+from sdsopt.corrections.row_map import Lengths, RowMap
 
 
 @final
@@ -40,13 +40,27 @@ class KeepNorm(Correction):
 
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Corrects, then restores each raw gradient's norm."""
-        return gradients.map(_with_norm_of, self.correction.precondition(factors, gradients))
+        return RowMap(self.correction.precondition, _restore)(factors, gradients)
+
+    def precondition_rows(self) -> RowMap | None:
+        """As the inner correction, with the raw length instead of its own scale."""
+        return _restoring(self.correction.precondition_rows())
 
     def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
         """Corrects, then restores each raw update's norm."""
-        return updates.map(_with_norm_of, self.correction.postcondition(factors, updates))
+        return RowMap(self.correction.postcondition, _restore)(factors, updates)
+
+    def postcondition_rows(self) -> RowMap | None:
+        """As `precondition_rows`."""
+        return _restoring(self.correction.postcondition_rows())
 
 
-def _with_norm_of(raw: Tensor, corrected: Tensor) -> Tensor:
-    wanted, actual = (torch.linalg.vector_norm(t, dim=(-2, -1), keepdim=True) for t in (raw, corrected))
-    return corrected * torch.where(actual == 0, torch.ones_like(actual), wanted / actual)
+def _restoring(inner: RowMap | None) -> RowMap | None:
+    # The length is restored whatever scale the inner correction would have given it.
+    return None if inner is None else RowMap(inner.map, _restore)
+
+
+def _restore(lengths: Lengths) -> PairTensors:
+    return lengths.raw.map(
+        lambda wanted, actual: torch.where(actual == 0, torch.ones_like(actual), wanted / actual), lengths.mapped
+    )

@@ -16,9 +16,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from sdsopt.corrections import PairTensors
 from sdsopt.engine.job import Job, compute_roots
 from sdsopt.engine.recipe import Recipe
-from sdsopt.errors import StaleParametersError
+from sdsopt.errors import PairShapeError, StaleParametersError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair, Note
+from sdsopt.sharding import is_distributed
 
 _NOTE = "_sdsopt_backward"
 
@@ -85,6 +86,7 @@ class BackwardEngine:
         trainable = [pair for pair in self.pairs if pair.trainable]
         for pair in trainable:
             pair.check()
+            _require_plain(pair)
         for pair in trainable:
             for side, parameter in (("A", pair.A), ("B", pair.B)):
                 if parameter.requires_grad and not is_hooked(parameter):
@@ -184,6 +186,14 @@ class BackwardEngine:
                     "made trainable after attach(model). Call attach(model) again, once the model is as it shall be "
                     "trained."
                 )
+
+
+def _require_plain(pair: LoRAPair) -> None:
+    if any(map(is_distributed, (pair.A, pair.B))):
+        raise PairShapeError(
+            f"the factors of {pair.name} are DTensors, sharded by FSDP2 or tensor parallelism, where hooks see parts "
+            "of gradients or none. Use SDSPreconditioner(optimizer, model), which corrects sharded factors."
+        )
 
 
 def _address(pair: LoRAPair) -> tuple[int, str, str]:

@@ -24,6 +24,13 @@ class Recipe:
     inverse_root: InverseRoot
     damping: float
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether sharded factors can be corrected where they lie; otherwise they are gathered."""
+        correction = self.correction
+        mapped = not correction.uses_updates or correction.postcondition_rows() is not None
+        return mapped and correction.precondition_rows() is not None
+
     @classmethod
     def of(
         cls,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import clip_grad_norm_
 
-from sdsopt.corrections import PairTensors
 from sdsopt.engine.backward import is_hooked
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.batch import Batch, Side
+from sdsopt.engine.clipping import clip
+from sdsopt.engine.job import Distributions, Job
+from sdsopt.engine.presence import Presence
 from sdsopt.engine.recipe import Recipe
 from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
 from sdsopt.linalg import without_autocast
@@ -21,14 +22,6 @@ from sdsopt.pairs import LoRAPair
 
 ParamGroup = dict[str, Any]
 DecayOf = Callable[[ParamGroup, Tensor], "float | Tensor"]
-
-
-class _Target(NamedTuple):
-    """The factors of one pair to correct: owned by the optimizer, with a gradient."""
-
-    job: Job
-    parameters: PairTensors
-    before: PairTensors  # their values before the step, where the correction maps updates
 
 
 class StepEngine:
@@ -48,6 +41,7 @@ class StepEngine:
         self.recipe = recipe
         self.max_grad_norm = max_grad_norm
         self._was_owned: set[tuple[int, str]] = set()
+        self._presence = Presence()
 
     def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
         """Returns the pairs of which the groups hold a factor, and remembers these factors.
@@ -88,42 +82,48 @@ class StepEngine:
 
         Raises:
             StaleParametersError: A factor was replaced in the model and the optimizer holds the old one.
+            UnequalGradientsError: A sharded factor has a gradient on some processes only.
             UnsupportedGradientError: A gradient is sparse.
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: `sdsopt.attach` corrects these gradients already.
         """
-        correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
-        targets = self._targets(groups)
-        device_types = {target.job.A.device.type for target in targets}
+        batch = self._batch(groups)
+        device_types = {job.A.device.type for job in batch.jobs}
+        uses_updates = self.recipe.correction.uses_updates
         with torch.no_grad(), without_autocast(device_types):
-            compute_roots([target.job for target in targets], self.recipe)
-            gradients: dict[Parameter, Tensor] = {}
-            for target in targets:
-                gradients.update(self._precondition(target))
-            if correction.uses_updates:
-                targets = [target._replace(before=target.parameters.map(torch.clone)) for target in targets]
+            gradients = batch.precondition(self._presence)
+            if uses_updates:
+                batch.remember()
 
         with _gradients_replaced(gradients), self._clipped(param_groups):
-            yield len(targets)
+            yield len({id(side.job) for side in batch.sides if side.has_gradient})
 
-        if correction.uses_updates:
+        if uses_updates:
             with torch.no_grad(), without_autocast(device_types):
-                for target in targets:
-                    self._postcondition(target, groups, decay_of)
+                batch.postcondition(lambda parameter: decay_of(groups[id(parameter)], parameter))
 
-    def _targets(self, groups: Mapping[int, ParamGroup]) -> list[_Target]:
-        targets: list[_Target] = []
+    @torch.no_grad()
+    def _batch(self, groups: Mapping[int, ParamGroup]) -> Batch:
+        """The pairs of which a factor has a gradient, and those of which other processes need this one's share."""
+        jobs: list[Job] = []
+        sides: list[Side] = []
         for index, pair in enumerate(self.pairs):
-            A, B = pair.A, pair.B
-            parameters = PairTensors(
-                A=A if self._is_target(index, "A", A, groups) else None,
-                B=B if self._is_target(index, "B", B, groups) else None,
-            )
-            if parameters.A is not None or parameters.B is not None:
+            where = Distributions.of(pair, self.recipe)
+            job = Job(pair, where.A.local(pair.A.detach()), where.B.local(pair.B.detach()), where)
+            joins = False
+            members: list[Side] = []
+            for letter, factor, how in (("A", pair.A, where.A), ("B", pair.B, where.B)):
+                has_gradient = self._is_target(index, letter, factor, groups)
+                trained = factor.requires_grad and id(factor) in groups
+                joins = joins or has_gradient or (where.communicate and trained)
+                if has_gradient or (how.is_exchanged and trained):
+                    members.append(Side(job, letter, factor, has_gradient))
+            if joins:
                 pair.check()
-                targets.append(_Target(Job(pair, A, B), parameters, PairTensors(None, None)))
-        return targets
+                jobs.append(job)
+                sides += members
+        return Batch(jobs, sides, self.recipe)
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
         if parameter.grad is None:
@@ -146,13 +146,6 @@ class StepEngine:
         self._was_owned.add((index, side))
         return True
 
-    def _precondition(self, target: _Target) -> dict[Parameter, Tensor]:
-        """Returns the corrected gradients by parameter."""
-        job = target.job
-        raw = target.parameters.map(lambda parameter: parameter.grad)
-        corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(raw)))
-        return {p: g for p, g in zip((job.A, job.B), corrected, strict=True) if g is not None}
-
     @contextmanager
     def _clipped(self, param_groups: Sequence[ParamGroup]) -> Generator[None]:
         if self.max_grad_norm is None:
@@ -161,16 +154,8 @@ class StepEngine:
         parameters = [p for group in param_groups for p in group["params"] if p.grad is not None]
         # Copies, since clipping writes in place and the raw gradients shall come back.
         with _gradients_replaced({parameter: parameter.grad.clone() for parameter in parameters}):
-            clip_grad_norm_(parameters, self.max_grad_norm)
+            clip(parameters, self.max_grad_norm)
             yield
-
-    def _postcondition(self, target: _Target, groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
-        """Replaces the step that was taken by the one that the correction makes of it; the decay stays as it is."""
-        job, parameters, before = target
-        decayed = parameters.map(lambda p, start: start * (1 - decay_of(groups[id(p)], p)), before)
-        updates = parameters.map(torch.sub, decayed)
-        mapped = job.join(self.recipe.correction.postcondition(job.factors(before), job.split(updates)))
-        parameters.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)
 
 
 def _require_unhooked(pair: LoRAPair, side: str) -> None:

@@ -114,16 +114,10 @@ class LoRAPair:
         """Makes sure that the two factors can be multiplied.
 
         Raises:
-            PairShapeError: They cannot, or are sharded; says their shapes and what most likely happened.
+            PairShapeError: They cannot, or are no whole matrices; says their shapes and what most likely happened.
             StaleParametersError: A factor is gone.
         """
         A, B = self.A, self.B
-        if any(hasattr(factor, "device_mesh") for factor in (A, B)):
-            raise PairShapeError(
-                f"the factors of {self.name} are DTensors, sharded by FSDP2 or tensor parallelism; sdsopt corrects "
-                "whole factors only, so far. Use DDP, or keep the adapters out of the sharding: "
-                "fully_shard(…, ignored_params=…)."
-            )
         shape_A, shape_B = tuple(A.shape), tuple(B.shape)
         if any(len(shape) < 2 or 0 in shape for shape in (shape_A, shape_B)):
             raise PairShapeError(
