@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.profiler import record_function
 
+from sdsopt.bypass import BypassWatch
 from sdsopt.corrections import Correction
 from sdsopt.engine import Recipe, StepEngine
 from sdsopt.errors import NoPairsError, UnsupportedOptimizerError
@@ -115,6 +116,7 @@ class SDSPreconditioner(Optimizer):
         self._inner = inner
         self._engine = engine
         self._warned_no_gradient = False
+        self._watch = BypassWatch(self, inner)
         # Not `super().__init__`, which would give the wrapper groups and state of its own: this sets the hooks alone.
         super().__setstate__({})
 
@@ -146,6 +148,7 @@ class SDSPreconditioner(Optimizer):
         Returns:
             The closure's loss, if there is a closure.
         """
+        self._watch.count()
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -24,6 +24,7 @@ ORDER = [
     "diagnostics",
     "corrections",
     "weight_decay",
+    "bypass",
     "engine",
     "hooks",
     "optimizer",

@@ -16,6 +16,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from sdsopt.corrections import PairTensors
 from sdsopt.engine.job import Job, compute_roots
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.zero3 import ForwardReader, is_partitioned
 from sdsopt.errors import PairShapeError, StaleParametersError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair, Note
@@ -66,6 +67,7 @@ class BackwardEngine:
         self.pairs = tuple(pairs)
         self.recipe = recipe
         self._jobs: dict[LoRAPair, Job] = {}
+        self._reader = ForwardReader(recipe)
         self._versions: list[tuple[int, int]] = []
         self._pass = -1
         self._lock = threading.RLock()  # backward runs one thread for each device
@@ -88,6 +90,8 @@ class BackwardEngine:
             pair.check()
             _require_plain(pair)
         for pair in trainable:
+            if any(map(is_partitioned, (pair.A, pair.B))) and not any(map(is_hooked, (pair.A, pair.B))):
+                self._removers += self._reader.watch(pair)
             for side, parameter in (("A", pair.A), ("B", pair.B)):
                 if parameter.requires_grad and not is_hooked(parameter):
                     # The layer keeps the engine: parameters that replace the hooked ones must not go unnoticed.
@@ -112,6 +116,7 @@ class BackwardEngine:
     def forget(self) -> None:
         """Makes the next backward pass compute the roots anew."""
         self._versions.clear()
+        self._reader.forget()
 
     def correct(self, pair: LoRAPair, side: str, gradient: Tensor) -> Tensor:
         """Returns the corrected gradient of one factor, as a new tensor of the parameter's dtype."""
@@ -119,7 +124,7 @@ class BackwardEngine:
             job = self._job(pair, getattr(pair, side))
         one = PairTensors(gradient, None) if side == "A" else PairTensors(None, gradient)
         with without_autocast({gradient.device.type}):
-            corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(one)))
+            corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(one)), like=one)
         found = getattr(corrected, side)
         assert found is not None
         return found
@@ -134,13 +139,18 @@ class BackwardEngine:
         return self._jobs[pair]
 
     def _compute(self) -> None:
-        jobs = {pair: Job(pair, A, B) for pair, A, B in self._live() if is_hooked(A) or is_hooked(B)}
+        jobs = {pair: self._new_job(pair, A, B) for pair, A, B in self._live() if is_hooked(A) or is_hooked(B)}
         for job in jobs.values():
             job.pair.check()
         with torch.no_grad(), without_autocast({job.A.device.type for job in jobs.values()}):
             compute_roots(list(jobs.values()), self.recipe)
         self._jobs = jobs
         self._versions = self._present_versions()
+
+    def _new_job(self, pair: LoRAPair, A: Parameter, B: Parameter) -> Job:
+        if not (is_partitioned(A) or is_partitioned(B)):
+            return Job(pair, A, B)
+        return Job(pair, A, B, reduced=PairTensors(*(self._reader.reduced(pair, side) for side in "AB")))
 
     def _live(self) -> Iterator[tuple[LoRAPair, Parameter, Parameter]]:
         """The pairs that are still in the model, with their parameters."""

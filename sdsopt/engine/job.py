@@ -56,12 +56,16 @@ _LOCAL = Distributions()
 
 @dataclass
 class Job:
-    """A pair, with its factors as they are now: whole, or this process's share of them in a shape to compute with."""
+    """A pair, with its factors as they are now: whole, or this process's share of them in a shape to compute with.
+
+    Where the factors themselves are out of reach, `reduced` holds their r×r matrices, (e, r, r).
+    """
 
     pair: LoRAPair
     A: Tensor
     B: Tensor
     where: Distributions = _LOCAL
+    reduced: PairTensors = _NONE
     roots_A: dict[float, Tensor] = field(default_factory=dict)  # exponent → (e, r, r)
     roots_B: dict[float, Tensor] = field(default_factory=dict)
 
@@ -76,26 +80,44 @@ class Job:
             B=None if tensors.B is None else self.pair.split_B(tensors.B).to(self.dtype),
         )
 
-    def join(self, blocks: PairTensors) -> PairTensors:
-        """Inverse of `split`, in the factors' own dtype and strides: fused optimizers misread any other."""
+    def join(self, blocks: PairTensors, like: PairTensors | None = None) -> PairTensors:
+        """Inverse of `split`, in the dtype and strides of the factors, or of other tensors of their shapes.
+
+        Fused optimizers misread any other strides.
+        """
         view = self.pair.blocks
+        A, B = like or (self.A, self.B)
         return PairTensors(
-            A=None if blocks.A is None else torch.empty_like(self.A).copy_(view.join_A(blocks.A, self.A.shape)),
-            B=None if blocks.B is None else torch.empty_like(self.B).copy_(view.join_B(blocks.B, self.B.shape)),
+            A=None if blocks.A is None or A is None else torch.empty_like(A).copy_(view.join_A(blocks.A, A.shape)),
+            B=None if blocks.B is None or B is None else torch.empty_like(B).copy_(view.join_B(blocks.B, B.shape)),
         )
 
     def factors(self, before: PairTensors = _NONE) -> Factors:
         """The factors for a correction: their values `before` a step where these are given, else the present ones."""
         A = self.A.detach() if before.A is None else before.A
         B = self.B.detach() if before.B is None else before.B
+        gone_A, gone_B = self.reduced
         return Factors(
-            stored_A=self.pair.split_A(A),
-            stored_B=self.pair.split_B(B),
+            stored_A=self.pair.split_A(A) if gone_A is None else A.new_empty(*gone_A.shape[:2], 0),
+            stored_B=self.pair.split_B(B) if gone_B is None else B.new_empty(len(gone_B), 0, gone_B.shape[-1]),
             scaling=self.pair.scaling,
             dtype=self.dtype,
             roots_A=self.roots_A,
             roots_B=self.roots_B,
         )
+
+    def reduce(self, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        """The factors' r×r matrices, (e, r, r) each: of this process's rows alone, where the factors are sharded."""
+        if self.reduced.A is not None and self.reduced.B is not None:
+            return self.reduced.A, self.reduced.B
+        tall_A = self.pair.split_A(self.A.detach()).mT.to(self.dtype)  # (e, n, r)
+        tall_B = self.pair.split_B(self.B.detach()).to(self.dtype)  # (e, m, r)
+        E = self.pair.E
+        if E is not None:
+            # With a diagonal between them, each factor's gradient comes through the partner times the diagonal.
+            diagonal = _whole(E).flatten().to(self.dtype)
+            tall_A, tall_B = tall_A * diagonal, tall_B * diagonal
+        return recipe.inverse_root.reduce(tall_A), recipe.inverse_root.reduce(tall_B)
 
 
 def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
@@ -109,16 +131,9 @@ def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
     wanted: list[dict[float, Tensor]] = []
     parts: list[tuple[tuple[Group, ...], Tensor]] = []
     for job in jobs:
-        A, B = job.A.detach(), job.B.detach()
-        E = job.pair.E
-        for roots, tall, where in (
-            (job.roots_A, job.pair.split_A(A).mT, job.where.A),
-            (job.roots_B, job.pair.split_B(B), job.where.B),
-        ):
-            # With a diagonal between them, each factor's gradient comes through the partner times the diagonal.
-            weighed = tall.to(job.dtype) if E is None else tall.to(job.dtype) * _whole(E).flatten().to(job.dtype)
+        for roots, where, matrices in zip((job.roots_A, job.roots_B), job.where, job.reduce(recipe), strict=True):
             wanted.append(roots)
-            parts.append((where.sums, recipe.inverse_root.reduce(weighed)))  # (e, d, r) → (e, r, r)
+            parts.append((where.sums, matrices))
 
     reduced = add_up(parts) if recipe.inverse_root.adds_up else merge(parts, recipe.inverse_root.reduce)
     batches: dict[tuple[int, torch.device], list[tuple[dict[float, Tensor], Tensor]]] = defaultdict(list)

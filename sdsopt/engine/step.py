@@ -16,7 +16,12 @@ from sdsopt.engine.clipping import clip
 from sdsopt.engine.job import Distributions, Job
 from sdsopt.engine.presence import Presence
 from sdsopt.engine.recipe import Recipe
-from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
+from sdsopt.errors import (
+    DoubleCorrectionError,
+    StaleParametersError,
+    UnsupportedGradientError,
+    UnsupportedOptimizerError,
+)
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair
 
@@ -86,6 +91,7 @@ class StepEngine:
             UnsupportedGradientError: A gradient is sparse.
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: `sdsopt.attach` corrects these gradients already.
+            UnsupportedOptimizerError: The optimizer was given other parameters in place of all factors.
         """
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
         batch = self._batch(groups)
@@ -106,6 +112,7 @@ class StepEngine:
     @torch.no_grad()
     def _batch(self, groups: Mapping[int, ParamGroup]) -> Batch:
         """The pairs of which a factor has a gradient, and those of which other processes need this one's share."""
+        self._require_factors(groups)
         jobs: list[Job] = []
         sides: list[Side] = []
         for index, pair in enumerate(self.pairs):
@@ -124,6 +131,15 @@ class StepEngine:
                 jobs.append(job)
                 sides += members
         return Batch(jobs, sides, self.recipe)
+
+    def _require_factors(self, groups: Mapping[int, object]) -> None:
+        """Makes sure that the optimizer still holds a factor, if it ever did."""
+        if self._was_owned and not any(id(p) in groups for pair in self.pairs for p in (pair.A, pair.B)):
+            raise UnsupportedOptimizerError(
+                "the optimizer holds no LoRA factor any more: what was put in their place, such as the flat partitions "
+                "of DeepSpeed ZeRO, cannot be corrected in its step. Correct the gradients in backward instead: leave "
+                "the optimizer bare, and call sdsopt.attach(model) after deepspeed.initialize."
+            )
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
         if parameter.grad is None:

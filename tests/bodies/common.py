@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from sdsopt import SDSPreconditioner
 from toy import Network
 
 BATCH = 24  # divides by all numbers of processes and of micro-batches
+
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,14 @@ def network(case: Case) -> Network:
     return Network(dtype=case.dtype)
 
 
-def optimizer_of(model: nn.Module, case: Case) -> Optimizer:
-    inner = AdamW(model.parameters(), lr=0.01)
+def inner_of(model: nn.Module, case: Case) -> Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # AdamW divides by the gradient's own size, so it would make bfloat16 rounding as large as the step.
+    return SGD(trained, lr=0.3, momentum=0.5) if case.dtype == torch.bfloat16 else AdamW(trained, lr=0.01)
+
+
+def optimizer_of(model: nn.Module, case: Case, inner: Optimizer | None = None) -> Optimizer:
+    inner = inner or inner_of(model, case)
     return inner if case.correction is None else SDSPreconditioner(inner, model, case.correction, **dict(case.options))
 
 
@@ -51,9 +59,11 @@ def batch(step: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(BATCH, 10, generator=torch.Generator().manual_seed(step), dtype=torch.float64).to(dtype)
 
 
-def share(tensor: Tensor) -> Tensor:
+def share(tensor: Tensor, index: int | None = None, count: int | None = None) -> Tensor:
     """This process's part of a batch; all of it, if there is one process."""
-    return tensor.chunk(dist.get_world_size())[dist.get_rank()] if dist.is_initialized() else tensor
+    if not dist.is_initialized():
+        return tensor
+    return tensor.chunk(count or dist.get_world_size())[dist.get_rank() if index is None else index]
 
 
 def train(model: nn.Module, optimizer: Optimizer, case: Case, first: int = 0) -> None:
@@ -64,15 +74,13 @@ def train(model: nn.Module, optimizer: Optimizer, case: Case, first: int = 0) ->
         optimizer.step()
 
 
-def whole(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters, gathered where they are sharded."""
-    return {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-        for name, p in model.named_parameters()
-    }
+def whole(model: nn.Module) -> State:
+    """All trained parameters, gathered where they are sharded."""
+    trained = ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: (p.full_tensor() if isinstance(p, DTensor) else p).clone() for name, p in trained}
 
 
-def alone(case: Case) -> dict[str, Tensor]:
+def alone(case: Case) -> State:
     """What one process comes to on the whole batches."""
     model = network(case)
     train(model, optimizer_of(model, case), case)

@@ -1,0 +1,92 @@
+"""Factors that DeepSpeed ZeRO-3 keeps in parts: what is needed of them is taken in forward, when it gathers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from sdsopt.engine.recipe import Recipe
+from sdsopt.errors import StaleParametersError, UnsupportedCorrectionError
+from sdsopt.linalg import accurate_dtype
+from sdsopt.pairs import LoRAPair
+
+
+def is_partitioned(parameter: Parameter) -> bool:
+    """Tells whether ZeRO-3 manages the parameter: outside its layer's forward and backward it is empty."""
+    return hasattr(parameter, "ds_id")
+
+
+class ForwardReader:
+    """Reduces each partitioned factor to its r×r matrix at its layer's first forward pass after a step.
+
+    A gradient hook fires when the partner's weights are gone again, and gathering them once more would cost
+    communication in the middle of backward. This costs none, and r² numbers for each factor.
+
+    Args:
+        recipe: The correction and how it is computed.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._reduced: dict[tuple[LoRAPair, str], Tensor] = {}
+
+    def watch(self, pair: LoRAPair) -> list[Callable[[], None]]:
+        """Reads a pair's factors from now on.
+
+        Returns:
+            Functions that end it.
+
+        Raises:
+            UnsupportedCorrectionError: The correction may need more of the factors, or a diagonal is between them.
+        """
+        if self._recipe.correction.precondition_rows() is None or pair.E is not None:
+            raise UnsupportedCorrectionError(
+                f"DeepSpeed ZeRO-3 keeps the factors of {pair.name} in parts, and {self._recipe.correction} needs "
+                "them whole beside the gradient. Use ZeRO stage 1 or 2."
+            )
+        return [self._watch(pair, side, path) for side, path in (("A", pair.path_A), ("B", pair.path_B))]
+
+    def reduced(self, pair: LoRAPair, side: str) -> Tensor:
+        """Returns the factor's r×r matrix (e, r, r).
+
+        Raises:
+            StaleParametersError: The factor was never whole in forward.
+        """
+        found = self._reduced.get((pair, side))
+        if found is None:
+            raise StaleParametersError(
+                f"DeepSpeed ZeRO-3 keeps factor {side} of {pair.name} in parts, and it was not whole when its layer "
+                "ran. Call attach(model) after deepspeed.initialize; if you did, the layer reads the factor in a way "
+                "that DeepSpeed's hooks do not see: use ZeRO stage 1 or 2."
+            )
+        return found
+
+    def forget(self) -> None:
+        """Makes the next forward pass read the factors anew."""
+        self._reduced.clear()
+
+    def _watch(self, pair: LoRAPair, side: str, path: str) -> Callable[[], None]:
+        def read(module: nn.Module, arguments: Any) -> None:
+            del module, arguments
+            factor: Parameter = getattr(pair, side)
+            if factor.numel() and (pair, side) not in self._reduced:
+                self._reduced[pair, side] = self._reduce(pair, side, factor.detach())
+
+        # DeepSpeed's own hook, which gathers, was registered before and so runs before.
+        return _layer_at(pair.module, path).register_forward_pre_hook(read).remove
+
+    def _reduce(self, pair: LoRAPair, side: str, factor: Tensor) -> Tensor:
+        with torch.no_grad():
+            tall = pair.split_A(factor).mT if side == "A" else pair.split_B(factor)
+            return self._recipe.inverse_root.reduce(tall.to(accurate_dtype(factor.device)))
+
+
+def _layer_at(module: nn.Module, path: str) -> nn.Module:
+    """The innermost layer on the path that is run itself, unlike the dictionaries in which PEFT keeps parameters."""
+    owners = [reduce(getattr, path.split(".")[:depth], module) for depth in range(path.count(".") + 1)]
+    return next(o for o in reversed(owners) if not isinstance(o, nn.ParameterDict | nn.ModuleDict))
