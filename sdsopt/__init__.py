@@ -15,6 +15,7 @@ from sdsopt.hooks import Handle, attach
 from sdsopt.linalg import InverseRoot
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, linked_pairs, register_layout
+from sdsopt.placements import shard_placements
 
 __all__ = [
     "Correction",
@@ -39,4 +40,5 @@ __all__ = [
     "linked_pairs",
     "register_correction",
     "register_layout",
+    "shard_placements",
 ]

@@ -46,8 +46,8 @@ class BypassWatch:
             return
         if self._steps == self._steps_seen:
             raise UnsupportedOptimizerError(
-                f"{type(optimizer).__name__} took over the param groups of {type(wrapper).__name__} and stepped "
-                "without it just now, on uncorrected gradients. DeepSpeed does so with offload_optimizer. Leave the optimizer "
+                f"{type(optimizer).__name__} took over the param groups of {type(wrapper).__name__} and has stepped "
+                "without it, on uncorrected gradients. DeepSpeed does so with offload_optimizer. Leave the optimizer "
                 "bare there, and call sdsopt.attach(model) after deepspeed.initialize (or accelerator.prepare)."
             )
         self._steps_seen = self._steps

@@ -72,9 +72,9 @@ class ProcessPool:
             except OSError:
                 continue
         for process in self._processes:
-            process.join(timeout=10)
+            process.join(timeout=5)
             if process.is_alive():
-                process.kill()
+                process.terminate()
         self._processes, self._pipes = [], []
 
     def _fail(self, message: str) -> None:

@@ -21,6 +21,7 @@ ORDER = [
     "linalg",
     "sharding",
     "pairs",
+    "placements",
     "diagnostics",
     "corrections",
     "weight_decay",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ class Presence:
     """Notices that a gradient is there on some processes only.
 
     What is exchanged is decided by the model, never by which gradients a process has: else processes would wait for
-    each other for ever. A process without a gradient sends zeros, and with them word that it has none. The word is
-    read, which waits for the device, only if this process has other gradients than when it last read.
+    each other for ever. A process without a gradient sends zeros, and with them word that it has none. On a CPU the
+    words are read at once; on an accelerator, which they would hold up, at the next step. So all raise together.
     """
 
     def __init__(self) -> None:
-        self._last: Presences = ()
+        self._unread: tuple[Presences, list[Tensor], Any] | None = None
 
     def words(self, presences: Presences, like: Tensor | None) -> list[tuple[Distribution, Tensor]]:
         """Returns what to send along with the gradients: one row for each process, and all rows to every process.
@@ -31,6 +32,7 @@ class Presence:
             presences: What this process has, of factors that all processes of the group list alike.
             like: A tensor of the dtype and device of the gradients.
         """
+        self._read()
         if like is None:
             return []
         rows = (torch.tensor([[float(has) for has in of_group]]) for of_group in _by_group(presences).values())
@@ -49,8 +51,24 @@ class Presence:
         Raises:
             UnequalGradientsError: Some have a gradient and others have not.
         """
-        if presences == self._last:
+        if not words:
             return
+        device, event = words[0].device, None
+        on_host = [word.to("cpu", non_blocking=True) for word in words]
+        if device.type != "cpu":
+            event = torch.get_device_module(device).Event()
+            event.record()
+        self._unread = presences, on_host, event
+        if event is None:
+            self._read()
+
+    def _read(self) -> None:
+        if self._unread is None:
+            return
+        presences, words, event = self._unread
+        self._unread = None
+        if event is not None:
+            event.synchronize()
         names = {group: [name for name, of, _ in presences if of == group] for group in _by_group(presences)}
         for (group, factors), word in zip(names.items(), words, strict=True):
             for name, column in zip(factors, word.T.tolist(), strict=True):
@@ -61,7 +79,6 @@ class Presence:
                         "one. The factor is sharded over them, so they must use the adapter in the same steps. Let "
                         "all of them run it, or add 0·(the sum of its parameters) to the loss where it is not run."
                     )
-        self._last = presences
 
 
 def _by_group(presences: Presences) -> dict[Group, list[bool]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
@@ -30,6 +29,8 @@ def hooks(case: Case) -> State:
 
 def around_zero(case: Case) -> State:
     """The wrapper around an optimizer that shares its state out among the processes."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns of torch.jit
+
     model = network(case)
     parallel = DistributedDataParallel(model)
     inner = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=AdamW, lr=0.01)
@@ -39,6 +40,8 @@ def around_zero(case: Case) -> State:
 
 def inside_zero(case: Case) -> State | str:
     """The other way round; returns the error, if there is one."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns of torch.jit
+
     model: Any = network(case)
     parallel: nn.Module = DistributedDataParallel(model)
     sdsopt.link(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 import sdsopt
 from bodies.common import Case, State, batch, inner_of, network, optimizer_of, share
+from sdsopt.errors import SDSOptError
 
 
 @contextmanager
@@ -66,14 +67,19 @@ def training(case: Case, stage: int) -> State:
         return whole(model)
 
 
-def wrapped(case: Case, stage: int) -> str:
-    """Wrapper mode; returns the error."""
+def refusals(case: Case, stage: int) -> tuple[str, str]:
+    """The errors of hook mode, and of wrapper mode."""
     model = network(case)
     with engine_of(model, optimizer_of(model, case), case, stage) as engine:
-        try:
-            steps(engine, case)
-        except sdsopt.errors.SDSOptError as error:
-            return f"{type(error).__name__}: {error}"
+        hooked = _error_of(lambda: sdsopt.attach(model, case.correction or "lora"))
+        return hooked, _error_of(lambda: steps(engine, case))
+
+
+def _error_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except SDSOptError as error:
+        return f"{type(error).__name__}: {error}"
     return "no error"
 
 

@@ -13,7 +13,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from bodies.common import Case, State, batch, network, optimizer_of, share, whole
-from tiny_models import DECODER
 from toy import factor
 
 
@@ -40,6 +39,8 @@ def llama(case: Case, folder: str) -> nn.Module:
 def save_llama(folder: str) -> None:
     import transformers as hf
 
+    from tiny_models import DECODER
+
     torch.manual_seed(0)
     hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER)).save_pretrained(folder)
 
@@ -49,7 +50,7 @@ def llama_training(case: Case, folder: str) -> State:
     optimizer = optimizer_of(model, case)
     for step in range(case.steps):
         optimizer.zero_grad()
-        ids = torch.randint(3, DECODER["vocab_size"], (4, 6), generator=torch.Generator().manual_seed(step))
+        ids = torch.randint(3, 64, (4, 6), generator=torch.Generator().manual_seed(step))
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
     return whole(model)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from bodies import tensor_parallel
 from process_pool import ProcessPool
 
 
 @pytest.fixture(scope="session")
-def two() -> Iterator[ProcessPool]:
-    pool = ProcessPool(2)
-    yield pool
-    pool.close()
+def pools() -> Iterator[dict[int, ProcessPool]]:
+    """Two and four processes; started when first used."""
+    pools = {size: ProcessPool(size) for size in (2, 4)}
+    yield pools
+    for pool in pools.values():
+        pool.close()
 
 
 @pytest.fixture(scope="session")
-def four() -> Iterator[ProcessPool]:
-    pool = ProcessPool(4)
-    yield pool
-    pool.close()
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama."""
+    pytest.importorskip("transformers", exc_type=ImportError)
+    folder = tmp_path_factory.mktemp("llama")
+    tensor_parallel.save_llama(str(folder))
+    return folder
