@@ -82,7 +82,8 @@ class SDSPreconditioner(Optimizer):
         UnknownCorrectionError: No correction has that name.
         UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS), takes sparse gradients only
             (SparseAdam), is wrapped already, or is no `torch.optim.Optimizer`; or the correction maps updates and the
-            optimizer's weight decay cannot be told from its update.
+            optimizer's weight decay cannot be told from its update; or it holds one factor of a pair where both are
+            needed, for `max_grad_norm` or by the correction.
         ValueError: `damping` is negative or not finite, `max_grad_norm` is not positive, or `inverse_root` or
             `rescale` is unknown.
     """
@@ -110,6 +111,7 @@ class SDSPreconditioner(Optimizer):
             require_separable_decay(optimizer, optimizer.param_groups)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
+        _require_partners(optimizer, engine)
         self._adopt(optimizer, engine)
 
     def _adopt(self, inner: Optimizer, engine: StepEngine) -> None:
@@ -264,6 +266,24 @@ def _check_inner(optimizer: Optimizer) -> None:
         raise UnsupportedOptimizerError(
             f"{name} evaluates the loss anew inside its step, after the gradients were corrected, and so would undo "
             "the correction; use an optimizer that takes one gradient a step, such as AdamW or SGD"
+        )
+
+
+def _require_partners(optimizer: Optimizer, engine: StepEngine) -> None:
+    """Refuses what must see both gradients of a pair, where another optimizer or process holds one of them."""
+    parted = engine.parted_pairs(optimizer.param_groups)
+    correction = engine.recipe.correction
+    if engine.max_grad_norm is not None:
+        why = "max_grad_norm clips by the norm of its own part"
+    elif not correction.linear_per_factor and correction.precondition_rows() is None:
+        why = f"{correction} needs both gradients"
+    else:
+        return
+    if parted:
+        raise UnsupportedOptimizerError(
+            f"the optimizer holds one of the two trained factors of {parted[0].name} and {len(parted) - 1} other LoRA "
+            f"pairs, and {why}. Give it both; with ZeroRedundancyOptimizer, wrap that one: "
+            "SDSPreconditioner(ZeroRedundancyOptimizer(…), model)."
         )
 
 

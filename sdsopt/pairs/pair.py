@@ -121,7 +121,7 @@ class LoRAPair:
         shape_A, shape_B = whole_shape(A), whole_shape(B)
         if any(len(shape) < 2 or 0 in shape for shape in (shape_A, shape_B)):
             raise PairShapeError(
-                f"the factors of {self.name} are not whole matrices: A is {shape_A}, B is {shape_B}. {_WHY_NOT_WHOLE}"
+                f"the factors of {self.name} are not whole matrices: A is {shape_A}, B is {shape_B}. {WHY_NOT_WHOLE}"
             )
         blocks_A, blocks_B = self.blocks.shape_A(shape_A), self.blocks.shape_B(shape_B)
         uneven = not (self.blocks.divides_A(shape_A) and self.blocks.divides_B(shape_B))
@@ -146,7 +146,7 @@ class LoRAPair:
 _WHY_GONE = "the adapter was deleted or merged away, or the layer was replaced. Call find_pairs(model) again."
 
 
-_WHY_NOT_WHOLE = (
+WHY_NOT_WHOLE = (
     "Most likely FSDP1 flattened and sharded them. Use FSDP2 (torch.distributed.fsdp.fully_shard; with Accelerate, "
     "fsdp_version: 2), whose shards are corrected where they lie, or FSDP1's NO_SHARD."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,17 @@ from torch.optim import AdamW
 
 import sdsopt
 from bodies.common import Case, State, inner_of, network, optimizer_of, train, whole
+from sdsopt.corrections import Correction, Factors, PairTensors
+
+
+@dataclass(frozen=True)
+class NeedsBoth(Correction):
+    """Adds to each gradient a number that depends on the other one."""
+
+    def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+        assert gradients.A is not None
+        assert gradients.B is not None
+        return PairTensors(gradients.A + gradients.B.mean(), gradients.B + gradients.A.mean())
 
 
 def training(case: Case) -> State:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdsopt
 from bodies.common import Case, State, batch, inner_of, network, optimizer_of, share
+from sdsopt.corrections import Correction, Factors, PairTensors
 from sdsopt.errors import SDSOptError
 
 
@@ -99,3 +103,75 @@ def alone(case: Case) -> State:
             optimizer.step()
             model.load_state_dict(master.state_dict())
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+class Collectives(TorchDispatchMode):
+    """Counts all collectives by name. CommDebugMode's module hooks do not get on with DeepSpeed's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func.name()] = self.counts.get(func.name(), 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives_of_stage_3(case: Case) -> tuple[dict[str, int], dict[str, int]]:
+    """All collectives of a training, with the correction and without it."""
+    counts: list[dict[str, int]] = []
+    for correction in (case.correction, None):
+        model = network(case)
+        with engine_of(model, inner_of(model, case), case, 3) as engine, Collectives() as mode:
+            with nullcontext() if correction is None else sdsopt.attach(model, correction):
+                steps(engine, case)
+            counts.append(mode.counts)
+    return counts[0], counts[1]
+
+
+@dataclass(frozen=True)
+class ReadsFactors(Correction):
+    """Linear in each gradient, but it looks at the factors themselves."""
+
+    linear_per_factor = True
+
+    def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+        return gradients.map(lambda gradient: gradient * (1 + factors.A.norm()))
+
+
+def refusals_of_stage_3(case: Case) -> tuple[str, str]:
+    """The errors of a correction that reads factors, and of hooks that were there before DeepSpeed's own."""
+    model = network(case)
+    with engine_of(model, inner_of(model, case), case, 3):
+        whole = _error_of(lambda: sdsopt.attach(model, ReadsFactors()))
+    model = network(case)
+    handle = sdsopt.attach(model)
+    with engine_of(model, inner_of(model, case), case, 3) as engine:
+        early = _error_of(lambda: steps(engine, case))
+    handle.remove()
+    return whole, early
+
+
+class StandIn(AdamW):
+    """For DeepSpeedCPUAdam."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, adamw_mode: bool) -> None:
+        del adamw_mode
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+
+
+def replaced(case: Case, stage: int) -> tuple[str, str]:
+    """The errors where the optimizer is replaced before DeepSpeed gets it: of a bare one, and of the wrapper."""
+    from accelerate.utils.deepspeed import map_pytorch_optim_to_deepspeed
+
+    messages: list[str] = []
+    for correction in (None, case.correction):
+        model = network(case)
+        given = optimizer_of(model, replace(case, correction=correction))
+        with mock.patch("deepspeed.ops.adam.DeepSpeedCPUAdam", StandIn):
+            other = map_pytorch_optim_to_deepspeed(given)
+        with engine_of(model, other, case, stage) as engine:
+            messages.append(_error_of(lambda engine=engine: steps(engine, case)))
+        del given  # alive until here, as in a user's script
+    return messages[0], messages[1]

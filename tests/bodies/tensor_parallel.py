@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from bodies.common import Case, State, batch, network, optimizer_of, share, whole
+from bodies.common import Case, State, batch, counted, network, optimizer_of, share, whole
 from toy import factor
 
 
@@ -63,15 +63,7 @@ def llama_placements(case: Case, folder: str) -> dict[str, str]:
 
 def mesh_training(case: Case) -> State:
     """FSDP2 over pairs of processes, tensor parallelism within: the first layer colwise, the second rowwise."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
-    net = network(case)
-    plan = {
-        "first.lora_B.default": ColwiseParallel(use_local_output=True),
-        "second.lora_A.default": RowwiseParallel(),
-    }
-    parallelize_module(net, mesh["model"], plan)
-    for layer in (net.first, net.second, net):
-        fully_shard(layer, mesh=mesh["data"])
+    net, mesh = _on_mesh(case)
     optimizer = optimizer_of(net, case)
     for step in range(case.steps):
         optimizer.zero_grad()
@@ -79,6 +71,16 @@ def mesh_training(case: Case) -> State:
         net(part).float().square().mean().backward()
         optimizer.step()
     return whole(net)
+
+
+def _on_mesh(case: Case) -> tuple[nn.Module, DeviceMesh]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    net = network(case)
+    plan = {"first.lora_B.default": ColwiseParallel(), "second.lora_A.default": RowwiseParallel()}
+    parallelize_module(net, mesh["model"], plan)
+    for layer in (net.first, net.second, net):
+        fully_shard(layer, mesh=mesh["data"])
+    return net, mesh
 
 
 def _trained(model: nn.Module) -> list[tuple[str, Any]]:
@@ -90,3 +92,25 @@ def _set(parameter: Any, value: Tensor) -> None:
     if isinstance(parameter, DTensor):
         value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     parameter.copy_(value)
+
+
+def llama_collectives(case: Case, folder: str) -> list[str]:
+    """sdsopt's collectives in one step."""
+    model: Any = llama(case, folder)
+    optimizer = optimizer_of(model, case)
+    for _, parameter in _trained(model):
+        parameter.grad = torch.ones_like(parameter)
+    with counted() as calls:
+        optimizer.step()
+    return [name for name, _ in calls]
+
+
+def mesh_collectives(case: Case) -> list[tuple[str, int]]:
+    """The same on a mesh of two dimensions."""
+    net, _ = _on_mesh(case)
+    optimizer = optimizer_of(net, case)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with counted() as calls:
+        optimizer.step()
+    return calls

@@ -13,8 +13,8 @@ from process_pool import ProcessPool
 
 @pytest.fixture(scope="session")
 def pools() -> Iterator[dict[int, ProcessPool]]:
-    """Two and four processes; started when first used."""
-    pools = {size: ProcessPool(size) for size in (2, 4)}
+    """One, two and four processes; started when first used."""
+    pools = {size: ProcessPool(size) for size in (1, 2, 4)}
     yield pools
     for pool in pools.values():
         pool.close()

@@ -1,0 +1,47 @@
+"""DeepSpeed ZeRO owns the optimizer: hook mode corrects, the wrapper refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bodies import deepspeeded
+from bodies.common import Case
+from process_pool import ProcessPool
+
+pytest.importorskip("deepspeed", exc_type=ImportError)
+
+Pools = dict[int, ProcessPool]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradient_accumulation(stage: int, pools: Pools) -> None:
+    case = Case("sds", micro=3)
+    expected = deepspeeded.alone(case)
+    for state in pools[2].run(deepspeeded.training, case, stage):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(state[name], tensor, rtol=2e-6, atol=2e-6, msg=name)
+
+
+def test_stage_3_communicates_nothing_more(pools: Pools) -> None:
+    """The partner's weights are read when DeepSpeed has gathered them for forward."""
+    for corrected, bare in pools[2].run(deepspeeded.collectives_of_stage_3, Case("sds", steps=2)):
+        assert corrected == bare
+        assert sum(bare.values()) > 0
+
+
+def test_stage_3_refuses_what_needs_whole_factors(pools: Pools) -> None:
+    for whole, early in pools[2].run(deepspeeded.refusals_of_stage_3, Case("sds")):
+        assert whole.startswith("UnsupportedCorrectionError: DeepSpeed ZeRO-3 keeps the factors of first[default] in")
+        assert early.startswith("StaleParametersError: DeepSpeed ZeRO-3 keeps factor")
+        assert "Call attach(model) after deepspeed.initialize" in early
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_wrapper_that_was_replaced_is_reported(stage: int, pools: Pools) -> None:
+    """By Accelerate's own function, as with `offload_optimizer`; DeepSpeed's CPU optimizer, which must be compiled, has
+    a stand-in."""
+    for bare, message in pools[2].run(deepspeeded.replaced, Case("sds"), stage):
+        assert bare == "no error"
+        assert message.startswith("UnsupportedOptimizerError: StandIn took over the param groups of SDSPreconditioner")
+        assert "call sdsopt.attach(model) after deepspeed.initialize" in message
