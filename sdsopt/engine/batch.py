@@ -83,8 +83,9 @@ class Batch:
         Raises:
             UnequalGradientsError: Another process has a gradient that is missing here, or the other way round.
         """
-        gradients = self._exchange(presence)
-        compute_roots(self.jobs, self.recipe)
+        gradients = self._exchange()
+        turned = [(side.name, turn.group, side.has_gradient) for side in self.sides if (turn := side.where.turn)]
+        presence.check(turned, compute_roots(self.jobs, self.recipe, lambda like: presence.parts(turned, like)))
         correction = self.recipe.correction
         rows = correction.precondition_rows()
         corrected: dict[Parameter, Tensor] = {}
@@ -116,18 +117,13 @@ class Batch:
             for side, rest, update in zip(sides, decayed, local, strict=True):
                 side.stored.copy_(rest + update)
 
-    def _exchange(self, presence: Presence) -> dict[Side, Tensor]:
+    def _exchange(self) -> dict[Side, Tensor]:
         """Puts factors into the jobs, and returns gradients, in shapes to compute with."""
         factors = [part for job in self.jobs for part in ((job.where.A, job.A), (job.where.B, job.B))]
-        gradients = [(side.where, side.gradient) for side in self.sides]
-        turned = [(side.name, turn.group, side.has_gradient) for side in self.sides if (turn := side.where.turn)]
-        like = next((gradient for where, gradient in gradients if where.turn), None)
-        ready = iter(spread([*factors, *gradients, *presence.words(turned, like)]))
+        ready = iter(spread([*factors, *((side.where, side.gradient) for side in self.sides)]))
         for job in self.jobs:
             job.A, job.B = next(ready), next(ready)
-        by_side = {side: next(ready) for side in self.sides}
-        presence.check(turned, list(ready))
-        return by_side
+        return {side: next(ready) for side in self.sides}
 
     def _units(self) -> list[list[Side]]:
         """What is corrected at a time: each whole pair alone, for the memory, and all sharded ones in one exchange."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from sdsopt.pairs import LoRAPair
 from sdsopt.sharding import WHOLE, Distribution, Group, add_up, is_distributed, merge
 
 _NONE = PairTensors(None, None)
+
+Part = tuple[tuple[Group, ...], Tensor]
 
 
 class Distributions(NamedTuple):
@@ -120,22 +122,37 @@ class Job:
         return recipe.inverse_root.reduce(tall_A), recipe.inverse_root.reduce(tall_B)
 
 
-def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
+def compute_roots(
+    jobs: Sequence[Job], recipe: Recipe, along: Callable[[Tensor], Sequence[Part]] = lambda like: ()
+) -> list[Tensor]:
     """Fills the jobs' roots: one batched call for each rank and device, whatever the factors' lengths.
 
     For factors whose rows lie on several processes there is one collective before, for each process group.
+
+    Args:
+        jobs: The pairs.
+        recipe: The correction and how it is computed.
+        along: Returns what else to add up over processes, in the same collective, given a tensor of its kind.
+
+    Returns:
+        The sums of these; none, if no root is needed.
     """
     exponents = recipe.correction.gram_exponents
-    if not exponents:
-        return
+    if not exponents or not jobs:
+        return []
     wanted: list[dict[float, Tensor]] = []
-    parts: list[tuple[tuple[Group, ...], Tensor]] = []
+    parts: list[Part] = []
     for job in jobs:
         for roots, where, matrices in zip((job.roots_A, job.roots_B), job.where, job.reduce(recipe), strict=True):
             wanted.append(roots)
             parts.append((where.sums, matrices))
 
-    reduced = add_up(parts) if recipe.inverse_root.adds_up else merge(parts, recipe.inverse_root.reduce)
+    others = along(parts[0][1])
+    if recipe.inverse_root.adds_up:
+        reduced = add_up([*parts, *others])
+        sums = [reduced.pop() for _ in others][::-1]
+    else:
+        reduced, sums = merge(parts, recipe.inverse_root.reduce), add_up(others)
     batches: dict[tuple[int, torch.device], list[tuple[dict[float, Tensor], Tensor]]] = defaultdict(list)
     for roots, matrices in zip(wanted, reduced, strict=True):
         batches[matrices.shape[-1], matrices.device].append((roots, matrices))
@@ -147,6 +164,7 @@ def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
             parts_of = powers.split([len(reduced) for _, reduced in batch])
             for (roots, _), part in zip(batch, parts_of, strict=True):
                 roots[exponent] = part
+    return sums
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -35,6 +35,9 @@ class Group:
         group = mesh.get_group(dimension)
         return cls(tuple(dist.get_process_group_ranks(group)), mesh.device_type, group)
 
+    def __hash__(self) -> int:
+        return hash((self.ranks[0], len(self.ranks)))  # not of thousands of ranks, at each look-up
+
     @property
     def size(self) -> int:
         """The number of processes."""

@@ -34,6 +34,16 @@ def training(case: Case) -> State:
     return whole(model)
 
 
+def cut_across_columns(case: Case) -> tuple[State, dict[str, str]]:
+    """With `shard_placements`; also how each factor lies."""
+    model = network(case)
+    placement = sdsopt.shard_placements(model, dist.get_world_size())
+    for layer in (model.first, model.second, model):
+        fully_shard(layer, shard_placement_fn=placement)
+    train(model, optimizer_of(model, case), case)
+    return whole(model), {pair.name: f"{pair.A.placements} {pair.B.placements}" for pair in sdsopt.find_pairs(model)}
+
+
 def mixed_precision(case: Case) -> State:
     """float32 parameters, bfloat16 in forward and backward."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=True)

@@ -103,6 +103,22 @@ def _error(
     return max(oracle.relative_error(f, e) for f, e in zip(blocks, expected, strict=True))
 
 
+def errors_with_a_diagonal() -> list[float]:
+    """AdaLoRA's pairs, whose diagonal is sharded as well: against the same with whole parameters."""
+    mesh = init_device_mesh("cpu", (4,))
+    A, B, gradient_A, gradient_B = _tensors([(6, 10), (9, 6)])
+    seen: list[list[Tensor]] = []
+    for way in (("plain",), ("axis 0",)):
+        layer = Layer(*(_place(tensor, mesh, way) for tensor in (A, B)))
+        layer.A.grad, layer.B.grad = (_place(tensor, mesh, way) for tensor in (gradient_A, gradient_B))
+        layer.E = nn.Parameter(_place(torch.arange(1.0, 7.0, dtype=torch.float64)[:, None], mesh, way))
+        pair = LoRAPair("layer", layer, "", "A", "B", Groups(), lambda _: 1.0, "E")
+        recorder = Recorder([layer.A, layer.B])
+        SDSPreconditioner(recorder, [pair]).step()
+        seen.append([_whole(recorder.seen[factor]) for factor in (layer.A, layer.B)])
+    return [oracle.relative_error(found, expected) for expected, found in zip(*seen, strict=True)]
+
+
 def _error_of_step(plain: LoRAPair, placed: LoRAPair) -> float:
     """With a correction of updates, and a step long enough to be shortened: against the same with whole factors."""
     for pair in (plain, placed):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -9,6 +11,9 @@ import oracle
 from bodies import common, fsdp2
 from bodies.common import Case, State
 from process_pool import ProcessPool
+from sdsopt.engine.presence import Presence
+from sdsopt.errors import UnequalGradientsError
+from sdsopt.sharding import Group
 
 Pools = dict[int, ProcessPool]
 
@@ -40,6 +45,19 @@ def assert_equal_to(states: list[State], expected: State, tolerance: float) -> N
 def test_equals_one_process(case: Case, size: int, pools: Pools) -> None:
     tolerance = 1e-12 if case.dtype == torch.float64 else 2e-6
     assert_equal_to(pools[size].run(fsdp2.training, case), common.alone(case), tolerance)
+
+
+@pytest.mark.parametrize("correction", ["sds", "sds-split"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_factors_cut_across_columns(size: int, correction: str, pools: Pools) -> None:
+    """The first A has 10 columns, which four processes cannot share evenly, so it stays cut across its rank."""
+    results = pools[size].run(fsdp2.cut_across_columns, Case(correction))
+    assert_equal_to([state for state, _ in results], common.alone(Case(correction)), 2e-6)
+    for _, lies in results:
+        assert lies == {
+            "first[default]": f"(Shard(dim={int(size == 2)}),) (Shard(dim=0),)",
+            "second[default]": "(Shard(dim=1),) (Shard(dim=0),)",
+        }
 
 
 @pytest.mark.parametrize("correction", ["sds", "sds-split"])
@@ -110,8 +128,23 @@ def test_one_infinite_element_stays_infinite_and_all_processes_skip(pools: Pools
 def test_a_gradient_that_only_some_processes_have(pools: Pools) -> None:
     for message in pools[4].run(fsdp2.one_process_has_no_gradient, Case("sds")):
         assert message.startswith(
-            "UnequalGradientsError: process(es) [1] of [0, 1, 2, 3] have no gradient of factor A of second[default]"
+            "UnequalGradientsError: 3 of 4 processes have a gradient of factor A of second[default]"
         )
+
+
+def test_counts_of_gradients_are_read_a_step_later_on_an_accelerator() -> None:
+    """Without one here: the reading is as if the device of the counts were not the CPU."""
+    presence, group = Presence(), Group((0, 1), "cpu", None)  # pyright: ignore
+    event = mock.Mock()
+    device = mock.Mock(type="accelerator")
+    counts = mock.Mock(device=device, to=lambda *_, **__: torch.tensor([2.0, 1.0]))
+    with mock.patch("torch.get_device_module", return_value=mock.Mock(Event=lambda: event)):
+        presence.check([("one", group, True), ("other", group, True)], [counts])
+    event.record.assert_called_once()
+    event.synchronize.assert_not_called()
+    with pytest.raises(UnequalGradientsError, match="1 of 2 processes have a gradient of other"):
+        presence.parts([], torch.zeros(1))
+    event.synchronize.assert_called_once()
 
 
 def test_an_adapter_that_no_process_runs(pools: Pools) -> None:

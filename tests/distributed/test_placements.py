@@ -14,3 +14,9 @@ def test_every_view_in_every_placement(correction: str, pools: dict[int, Process
         assert len(errors) == 6 * (16 + 18) - 6 * 1
         wrong = {where: error for where, error in errors.items() if not error < 1e-9}
         assert not wrong
+
+
+def test_a_diagonal_between_the_factors(pools: dict[int, ProcessPool]) -> None:
+    for errors in pools[4].run(placements.errors_with_a_diagonal):
+        assert len(errors) == 2
+        assert max(errors) < 1e-12
