@@ -63,3 +63,32 @@ def llama_8b(rank: int) -> list[Pair]:
         (hidden, intermediate),
     ]
     return [Pair(m, n, rank) for _ in range(32) for m, n in block]
+
+
+# An estimate, not a measurement: what a message costs at least, and what a process sends in a second.
+MESSAGE_SECONDS = 5e-6
+BYTES_PER_SECOND = 50e9
+
+
+def seconds(calls: list[tuple[str, int]], size: int) -> float:
+    """How long the collectives take by the usual model: trees for all-reduces, one message to each other process."""
+    messages = {"all_reduce": 2 * (size - 1).bit_length(), "all_to_all_single": size - 1}
+    volume = {"all_reduce": 2, "all_to_all_single": 1}
+    return sum(MESSAGE_SECONDS * messages[name] + volume[name] * sent / BYTES_PER_SECOND for name, sent in calls)
+
+
+def plan_table() -> str:
+    """The documentation's plan for 1,024 GPUs: Llama 3 8B in bfloat16 with adapters of rank 16 on all linear layers."""
+    lines = [
+        "| sharded over | correction | A cut across | collectives | MB handed over | estimate |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size, name in ((1024, "1024 processes"), (8, "8, in 128 replicas")):
+        for correction in ("sds", "sds-split"):
+            for columns in (False, True):
+                calls = handed_over(llama_8b(16), correction, size, 0, 2, columns)
+                sent = sum(size for _, size in calls) / 1e6
+                cut = "columns" if columns else "rank"
+                estimate = f"{1e3 * seconds(calls, size):.1f} ms"
+                lines.append(f"| {name} | `{correction}` | {cut} | {len(calls)} | {sent:.1f} | {estimate} |")
+    return "\n".join(lines)

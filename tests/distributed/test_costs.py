@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from bodies import fsdp2, simulated
-from costs import Pair, handed_over, llama_8b
+from costs import Pair, handed_over, llama_8b, plan_table
 from process_pool import ProcessPool
 
 Pools = dict[int, ProcessPool]
@@ -28,3 +30,8 @@ def test_bytes_of_a_step_on_a_thousand_processes(size: int, process: int, blocks
     pairs = llama_8b(16)[: 7 * blocks]
     calls = simulated.collectives(pairs, "sds-split", size, process, torch.bfloat16, columns)
     assert calls == handed_over(pairs, "sds-split", size, process, 2, columns)
+
+
+def test_the_documentation_prints_the_plan() -> None:
+    page = Path(__file__).parents[2] / "docs" / "distributed.md"
+    assert plan_table() in page.read_text(encoding="utf8")
