@@ -9,6 +9,10 @@ class SDSOptError(Exception):
     """Base class of every error that sdsopt raises on purpose."""
 
 
+class AdapterError(SDSOptError, ValueError):
+    """An adapter on disk cannot be read, or not be written where it should go. Nothing was written."""
+
+
 class NoPairsError(SDSOptError, ValueError):
     """There is no LoRA pair to correct, or the optimizer owns none of them."""
 

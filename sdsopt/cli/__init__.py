@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from sdsopt._version import __version__
-from sdsopt.cli import compare, completion
+from sdsopt.cli import compare, completion, inspect, rebalance
 from sdsopt.cli.parser import EXIT_CODES, formatter
 from sdsopt.errors import SDSOptError
 
 # Each module has `add_parser(subparsers)`, which sets `run`: parsed arguments in, exit code out.
-_COMMANDS = (compare,)
+_COMMANDS = (compare, inspect, rebalance)
 
 _EPILOG = f"""\
 examples:

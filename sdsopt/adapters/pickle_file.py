@@ -1,0 +1,65 @@
+"""Pickled state dicts, which are only opened on demand and never run code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from sdsopt.adapters.tensor_file import FACTOR_DTYPES, TensorFile, TensorInfo
+from sdsopt.errors import AdapterError
+
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
+
+
+@final
+class PickleFile(TensorFile):
+    """A state dict that `torch.save` wrote, by itself or under the key `state_dict` (Lightning).
+
+    Args:
+        path: A regular file. It is loaded with `weights_only=True`.
+
+    Raises:
+        AdapterError: It holds anything but tensors and plain containers, or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._content = _load(path)
+        nested = self._content.get("state_dict")
+        self._values: dict[str, Any] = nested if isinstance(nested, dict) else self._content
+        found = {name: value for name, value in self._values.items() if isinstance(value, Tensor)}
+        self.tensors = {
+            name: TensorInfo(tuple(value.shape), value.dtype if value.dtype in FACTOR_DTYPES else None)
+            for name, value in found.items()
+        }
+        self.metadata = {}
+
+    def read(self, name: str) -> Tensor:
+        return self._values[name]
+
+    def write(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
+        kept = dict(self._values)
+        try:
+            self._values.update(replaced)
+            torch.save(self._content, path)
+        finally:
+            self._values.update(kept)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise AdapterError(
+            f"{path} holds more than tensors, and could run code if it were loaded; ask for a safetensors file"
+        ) from error
+    except Exception as error:  # torch's readers raise what they like on damaged files
+        raise AdapterError(f"{path} cannot be loaded ({error}); it is damaged, fetch it again") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise AdapterError(f"{path} holds no state dict, that is no dictionary from names to tensors")
+    return content
