@@ -46,7 +46,8 @@ class PickleFile(TensorFile):
         kept = dict(self._values)
         try:
             self._values.update(replaced)
-            torch.save(self._content, path)
+            with path.open("wb") as file:  # torch's own writer takes no path without a suffix
+                torch.save(self._content, file)
         finally:
             self._values.update(kept)
 
