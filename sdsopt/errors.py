@@ -4,6 +4,8 @@ Each one is also the built-in exception a caller would expect there, so ``except
 importing anything from sdsopt.
 """
 
+from sdsopt.printable import printable
+
 
 class SDSOptError(Exception):
     """Base class of every error that sdsopt raises on purpose."""
@@ -11,6 +13,9 @@ class SDSOptError(Exception):
 
 class AdapterError(SDSOptError, ValueError):
     """An adapter on disk cannot be read, or not be written where it should go. Nothing was written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it quotes names that a file holds
 
 
 class NoPairsError(SDSOptError, ValueError):

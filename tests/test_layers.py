@@ -15,6 +15,7 @@ PACKAGE = Path(sdsopt.__file__).parent
 
 # Each part may import those before it, except where `NEVER` forbids it.
 ORDER = [
+    "printable",
     "errors",
     "extras",
     "_version",

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsopt.adapters.report import AdapterReport
-from sdsopt.adapters.text import common_prefix, printable
+from sdsopt.adapters.text import common_prefix
 from sdsopt.adapters.verdict import LITTLE, MUCH
 from sdsopt.extras import extra
+from sdsopt.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -37,5 +37,5 @@ def _without_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(items):
         keys = [key for key, _ in items]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice")
+        raise ValueError(f"the key {twice!r:.200} occurs twice")
     return found

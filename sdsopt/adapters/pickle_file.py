@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdsopt.adapters.tensor_file import FACTOR_DTYPES, TensorFile, TensorInfo
+from sdsopt.adapters.text import brief
 from sdsopt.errors import AdapterError
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
@@ -54,13 +56,15 @@ class PickleFile(TensorFile):
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols and legacy formats
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise AdapterError(
             f"{path} holds more than tensors, and could run code if it were loaded; ask for a safetensors file"
         ) from error
     except Exception as error:  # torch's readers raise what they like on damaged files
-        raise AdapterError(f"{path} cannot be loaded ({error}); it is damaged, fetch it again") from error
+        raise AdapterError(f"{path} cannot be loaded ({brief(error)}); it is damaged, fetch it again") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise AdapterError(f"{path} holds no state dict, that is no dictionary from names to tensors")
     return content

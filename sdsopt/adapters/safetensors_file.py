@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdsopt.adapters.json_object import parse_object
 from sdsopt.adapters.tensor_file import TensorFile, TensorInfo
+from sdsopt.adapters.text import brief
 from sdsopt.errors import AdapterError
 from sdsopt.extras import extra
 
@@ -41,8 +42,11 @@ class SafetensorsFile(TensorFile):
             self._open: Any = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise AdapterError(
-                f"{path} is no valid safetensors file ({error}); it is damaged or of another format, fetch it again"
+                f"{path} is no valid safetensors file ({brief(error)}); it is damaged or of another format, fetch it "
+                "again"
             ) from error
+        except RuntimeError as error:  # torch's, which maps the file into memory
+            raise AdapterError(f"{path} cannot be opened ({brief(error)})") from error
         header, self._data_start = _read_header(path)
         self.metadata = header.pop("__metadata__", None) or {}
         self._offsets: dict[str, tuple[int, int]] = {name: entry["data_offsets"] for name, entry in header.items()}
@@ -54,7 +58,7 @@ class SafetensorsFile(TensorFile):
         try:
             return self._open.get_tensor(name)
         except (self._errors, RuntimeError) as error:
-            raise AdapterError(f"{self.path}: cannot read {name!r} ({error})") from error
+            raise AdapterError(f"{self.path}: cannot read {name!r} ({brief(error)})") from error
 
     def write(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
         # All other bytes stay as they are: header, metadata, order, tensors of dtypes that torch does not know.

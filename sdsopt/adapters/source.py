@@ -78,7 +78,7 @@ def member(folder: Path, name: str) -> Path:
     Raises:
         AdapterError: The name is a path, the file is missing, or it is a link that leads out of the folder.
     """
-    if Path(name).name != name or "\\" in name or name == "..":
+    if not name or Path(name).name != name or "\\" in name or name == "..":
         raise AdapterError(f"{folder} refers to {name!r:.200}, which is no plain file name; it is not to be trusted")
     path = folder / name
     if not os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises on names that are too long

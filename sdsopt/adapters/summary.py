@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from statistics import median
 
 from sdsopt.adapters.report import AdapterReport, LayerStatus
-from sdsopt.adapters.text import printable, shown
+from sdsopt.adapters.text import shown
+from sdsopt.printable import printable
 
 _FINDINGS = {
     LayerStatus.NOT_FINITE: "{} NaN or infinity: the adapter is broken there.",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sdsopt.adapters.report import AdapterReport, LayerReport, LayerStatus
-from sdsopt.adapters.text import common_prefix, printable, shown
+from sdsopt.adapters.text import common_prefix, shown
 from sdsopt.extras import extra
+from sdsopt.printable import printable
 
 with extra("cli"):
     from rich import box

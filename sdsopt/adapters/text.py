@@ -8,11 +8,6 @@ import re
 from collections.abc import Sequence
 
 
-def printable(text: str) -> str:
-    """Returns the text with everything escaped that could move a cursor, or that no terminal can encode."""
-    return "".join(part if part.isprintable() else repr(part)[1:-1] for part in text)
-
-
 def shown(value: float) -> str:
     """Returns about three digits of a number, with – for NaN."""
     if math.isnan(value):
@@ -28,3 +23,9 @@ def common_prefix(names: Sequence[str]) -> str:
     """Returns what all names begin with, up to a separator; nothing for a single name."""
     common = os.path.commonprefix(list(names)) if len(names) > 1 else ""  # noqa: RUF071  # names, not paths
     return re.sub(r"[^._]*$", "", common)
+
+
+def brief(error: BaseException) -> str:
+    """Returns what an error of another library says; it may quote megabytes of the file."""
+    text = str(error)
+    return text if len(text) <= 300 else f"{text[:300]}…"

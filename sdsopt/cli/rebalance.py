@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _print(report: RebalanceReport) -> None:
     from sdsopt.adapters import LayerChange
-    from sdsopt.adapters.text import printable
+    from sdsopt.printable import printable
 
     reasons = {
         LayerChange.ZERO: "ΔW = 0, so that training can start from it",
