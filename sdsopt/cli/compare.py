@@ -7,7 +7,9 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdsopt.cli.parser import add_command
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from sdsopt.compare import Settings, Task
 
 _T = TypeVar("_T")
+_RETRIES = 3
 
 _DESCRIPTION = """\
 Compare corrections of LoRA gradients over learning rates and seeds, beside
@@ -51,12 +54,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--lrs", type=_listed(float), metavar="LRS", help="one grid for all methods (default: each method's own)"
     )
+    parser.add_argument("--widen", type=int, help="times a grid may grow where its best rate is an edge (default: 4)")
     parser.add_argument("--seeds", type=_seeds, help="their number, or a list such as 0,1,5 (default: 3)")
-    parser.add_argument("--rank", type=int, help="rank of the adapters (default: 8)")
+    parser.add_argument("--ranks", type=_listed(int), help="ranks of the adapters, such as 4,16 (default: 8)")
     parser.add_argument("--steps", type=int, help="steps of every run (default: 150)")
     parser.add_argument("--out", default="sdsopt-results", metavar="DIR", help="results (default: ./%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
     parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="compute on a Dask cluster, such as tcp://host:8786")
     parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and draw no figures")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
@@ -65,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     # Here and not above: `sdsopt --help` works without the extra.
     from sdsopt.compare import Observer, compare
-    from sdsopt.compare.grid import make_runs
+    from sdsopt.compare.grid import make_grids
 
     with extra("demo"):
         from rich.console import Console
@@ -75,7 +80,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
     try:
         task, settings = load_task(arguments.task), _settings(arguments)
-        make_runs(task, settings)  # a mistake in the grid is a usage error, and shows before anything runs
+        make_grids(task, settings)  # a mistake in the grid is a usage error, and shows before anything runs
         if arguments.jobs < 1:
             raise UsageError(f"--jobs must be at least 1, got {arguments.jobs}")
     except ValueError as error:
@@ -84,9 +89,16 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     console = Console()
     observer = Observer() if arguments.quiet else RichObserver(Console(stderr=True))
     try:
-        comparison = compare(
-            task, settings, out=arguments.out, jobs=arguments.jobs, fresh=arguments.fresh, observer=observer
-        )
+        with _executor(arguments.dask) as executor:
+            comparison = compare(
+                task,
+                settings,
+                out=arguments.out,
+                jobs=arguments.jobs,
+                executor=executor,
+                fresh=arguments.fresh,
+                observer=observer,
+            )
     except KeyboardInterrupt:
         resume = "the same command without --fresh" if arguments.fresh else "the same command"
         print(f"\nsdsopt: interrupted; finished runs are in {arguments.out}, {resume} resumes", file=sys.stderr)
@@ -101,6 +113,19 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     for figure in figures:
         print(f"Figure:  {figure}")
     return 0
+
+
+@contextmanager
+def _executor(address: str | None) -> Generator[Executor | None]:
+    """Connects to a Dask scheduler; None stays on this machine."""
+    if address is None:
+        yield None
+        return
+    with extra("dask"):
+        from distributed import Client
+    with Client(address) as client:
+        # A worker that dies is not the run's fault: Dask gives its runs to another.
+        yield client.get_executor(retries=_RETRIES, pure=False)
 
 
 def load_task(name: str) -> Task:
@@ -136,7 +161,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     from sdsopt.compare import Settings
 
     # Options that were not given keep the defaults, which are written down in one place.
-    names = ("corrections", "full", "inner", "lrs", "seeds", "rank", "steps")
+    names = ("corrections", "full", "inner", "lrs", "widen", "seeds", "ranks", "steps")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     return Settings(**given)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ class Comparison:
         settings: What was compared.
         directory: Where its results are.
         records: One for each run.
-        step_times: Time of a step relative to plain LoRA, by (inner, method).
+        step_times: Time of a step relative to plain LoRA, by (inner, rank, method).
     """
 
     task: str
@@ -45,15 +46,15 @@ class Comparison:
     @property
     def title(self) -> str:
         """Names the task and its size."""
-        return f"{self.task}: LoRA rank {self.settings.rank}, {self.settings.steps} steps"
+        ranks = ", ".join(map(str, self.settings.ranks))
+        return f"{self.task}: LoRA rank {ranks}, {self.settings.steps} steps"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what the table shows, and every learning rate's loss, as plain JSON types."""
         return {
             "task": self.task,
-            "rank": self.settings.rank,
             "steps": self.settings.steps,
-            "methods": [row_to_json(row, self.step_times.get((row.inner, row.method))) for row in self.rows],
+            "methods": [row_to_json(row, self.step_times.get((row.inner, row.rank, row.method))) for row in self.rows],
         }
 
     def table(self) -> Table:
@@ -75,6 +76,7 @@ def compare(
     *,
     out: str | Path = "sdsopt-results",
     jobs: int = 1,
+    executor: Executor | None = None,
     fresh: bool = False,
     observer: Observer | None = None,
 ) -> Comparison:
@@ -86,6 +88,9 @@ def compare(
         out: Folder of the results. Several tasks and settings may share one.
         jobs: Number of processes. Above 1, the task must be picklable and a script needs its
             `if __name__ == "__main__":`.
+        executor: Computes the runs instead, for example Dask's `Client.get_executor()` or submitit's; the task must be
+            picklable, and importable where they run. A run that a lost worker did not finish is the executor's to
+            repeat; each record is written once, here.
         fresh: Whether to forget the folder's results first.
         observer: Hears of the progress; None stays silent.
 
@@ -106,7 +111,7 @@ def compare(
     try:
         observer.stage("preparing the task")
         task.prepare()
-        records = sweep(task, settings, directory, jobs=jobs, observer=observer)
+        records = sweep(task, settings, directory, jobs=jobs, executor=executor, observer=observer)
         observer.stage("timing the steps")
         times = step_times(task, settings, directory)
     finally:

@@ -78,7 +78,7 @@ def test_seeds_order_the_batches() -> None:
 
 
 def test_the_whole_comparison(tmp_path: Path) -> None:
-    settings = Settings(corrections=("lora", "sds"), inner=("adamw",), lrs=(0.01,), seeds=(0,), rank=2, steps=20)
+    settings = Settings(corrections=("lora", "sds"), inner=("adamw",), lrs=(0.01,), seeds=(0,), ranks=(2,), steps=20)
     comparison = compare(TINY, settings, out=tmp_path)
     assert [row.method for row in comparison.rows] == ["full", "lora", "sds"]
     assert all(min(record.losses) < record.losses[0] and record.accuracy for record in comparison.records)
