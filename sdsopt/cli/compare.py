@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Generator
@@ -12,6 +11,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sdsopt.cli import compare_report
+from sdsopt.cli.compare_report import show
 from sdsopt.cli.parser import add_command
 from sdsopt.errors import SDSOptError
 from sdsopt.extras import extra
@@ -31,7 +32,7 @@ _EXAMPLES = """\
 sdsopt compare                     everything, on the digits task
 sdsopt compare --corrections lora,sds --inner adamw --seeds 5
 sdsopt compare --task my_module:MyTask --lrs 1e-4,3e-4,1e-3
-sdsopt compare --json -q           the table's numbers, for a program"""
+sdsopt compare report sdsopt-results    table and figures again"""
 
 
 class UsageError(SDSOptError, ValueError):
@@ -62,9 +63,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
     parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")
     parser.add_argument("--dask", metavar="ADDRESS", help="compute on a Dask cluster, such as tcp://host:8786")
-    parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and draw no figures")
+    parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and write no report")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
+    compare_report.add_parser(parser.add_subparsers(title="instead of training", metavar="COMMAND"))
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -76,7 +78,6 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
     from sdsopt.compare.progress import RichObserver
-    from sdsopt.compare.sweep import runs_file
 
     try:
         task, settings = load_task(arguments.task), _settings(arguments)
@@ -86,7 +87,6 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    console = Console()
     observer = Observer() if arguments.quiet else RichObserver(Console(stderr=True))
     try:
         with _executor(arguments.dask) as executor:
@@ -104,14 +104,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         print(f"\nsdsopt: interrupted; finished runs are in {arguments.out}, {resume} resumes", file=sys.stderr)
         return 130
 
-    if arguments.json:
-        print(json.dumps(comparison.to_json(), indent=2))
-        return 0
-    console.print(comparison.table())
-    figures = comparison.save_figures()
-    print(f"Results: {runs_file(comparison.directory).path}")
-    for figure in figures:
-        print(f"Figure:  {figure}")
+    show(comparison, as_json=arguments.json)
     return 0
 
 

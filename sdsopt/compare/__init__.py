@@ -8,7 +8,8 @@ comparison = compare(MyTask(), Settings(corrections=["lora", "sds"], steps=200))
 rich.print(comparison.table())
 """
 
-from sdsopt.compare.api import Comparison, compare
+from sdsopt.compare.api import Comparison, compare, load_comparison
+from sdsopt.compare.difference import Difference
 from sdsopt.compare.digits import DigitsTask
 from sdsopt.compare.grid import Run, Settings
 from sdsopt.compare.learning_rates import log_grid
@@ -22,6 +23,7 @@ from sdsopt.errors import MissingExtraError
 __all__ = [
     "Cell",
     "Comparison",
+    "Difference",
     "DigitsTask",
     "Inner",
     "Method",
@@ -34,6 +36,7 @@ __all__ = [
     "Stat",
     "Task",
     "compare",
+    "load_comparison",
     "log_grid",
     "summarise",
 ]

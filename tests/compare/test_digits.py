@@ -83,4 +83,5 @@ def test_the_whole_comparison(tmp_path: Path) -> None:
     assert [row.method for row in comparison.rows] == ["full", "lora", "sds"]
     assert all(min(record.losses) < record.losses[0] and record.accuracy for record in comparison.records)
     assert comparison.title == "digits: LoRA rank 2, 20 steps"
-    assert len(comparison.save_figures()) == 3
+    figures = ["loss_curves.png", "lr_sensitivity.png", "condition_numbers.png", "cost.png"]  # one seed: no differences
+    assert [path.name for path in comparison.save_report()] == ["report.html", "table.md", *figures]
