@@ -137,7 +137,7 @@ def test_resuming_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["compare", "--seeds", "0"], "at least one seed"),
         (["compare", "--steps", "0"], "steps must be at least 1"),
         (["compare", "--jobs", "0"], "--jobs must be at least 1"),
-        (["compare", "--task", "nothing"], "'digits' or package.module:Task"),
+        (["compare", "--task", "nothing"], "sensing or package.module:Task"),
         (["compare", "--task", "no_such_module:Task"], "no module 'no_such_module'"),
         (["compare", "--task", "toy_task:Nothing"], "toy_task has no 'Nothing'"),
         (["compare", "--task", "toy_task:Dense"], "is not a sdsopt.compare.Task"),

@@ -31,6 +31,7 @@ the digits 0-4 learns 5-9, with AdamW and SGD; a few minutes on 2 cores."""
 _EXAMPLES = """\
 sdsopt compare                     everything, on the digits task
 sdsopt compare --corrections lora,sds --inner adamw --seeds 5
+sdsopt compare --task language --ranks 4,16
 sdsopt compare --task my_module:MyTask --lrs 1e-4,3e-4,1e-3
 sdsopt compare report sdsopt-results    table and figures again"""
 
@@ -48,7 +49,11 @@ def add_parser(subparsers: Any) -> None:
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
-    parser.add_argument("--task", default="digits", help="'digits', or your own as package.module:Task")
+    parser.add_argument(
+        "--task",
+        default="digits",
+        help="digits (default), language, minilm, factorization, sensing, or your own as package.module:Task",
+    )
     parser.add_argument("--corrections", type=_listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
     parser.add_argument("--no-full", dest="full", action="store_false", help="leave out full fine-tuning")
     parser.add_argument("--inner", type=_listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
@@ -122,18 +127,18 @@ def _executor(address: str | None) -> Generator[Executor | None]:
 
 
 def load_task(name: str) -> Task:
-    """Returns the embedded task, or an instance of the class `package.module:Task`.
+    """Returns an embedded task, or an instance of the class `package.module:Task`.
 
     Raises:
         UsageError: There is no such task, or it is not a `Task`.
     """
-    from sdsopt.compare import DigitsTask, Task
+    from sdsopt.compare import TASKS, Task
 
-    if name == "digits":
-        return DigitsTask()
+    if name in TASKS:
+        return TASKS[name]()
     module_name, _, attribute = name.partition(":")
     if not attribute:
-        raise UsageError(f"--task is 'digits' or package.module:Task, got {name!r}")
+        raise UsageError(f"--task is {', '.join(TASKS)} or package.module:Task, got {name!r}")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does, and unlike an installed command
     try:
