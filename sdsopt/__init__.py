@@ -15,6 +15,7 @@ from sdsopt.hooks import Handle, attach
 from sdsopt.linalg import InverseRoot
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, linked_pairs, register_layout
+from sdsopt.recorder import Recorder
 
 __all__ = [
     "Correction",
@@ -27,6 +28,7 @@ __all__ = [
     "LoRAPair",
     "PairList",
     "PairTensors",
+    "Recorder",
     "SDSAdamW",
     "SDSPreconditioner",
     "SDSSGD",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import warnings
@@ -13,8 +14,8 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.profiler import record_function
 
-from sdsopt.corrections import Correction
-from sdsopt.engine import Recipe, StepEngine
+from sdsopt.corrections import Correction, make_correction
+from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
 from sdsopt.errors import NoPairsError, UnsupportedOptimizerError
 from sdsopt.linalg import InverseRoot
 from sdsopt.pairs import LoRAPair, require_pairs
@@ -132,6 +133,21 @@ class SDSPreconditioner(Optimizer):
     def pairs(self) -> tuple[LoRAPair, ...]:
         """The pairs known to the wrapper, those of frozen adapters included."""
         return self._engine.pairs
+
+    def diagnostics(self) -> dict[str, PairMeasurement]:
+        """Measures the pairs and their present gradients, raw ("lora") and corrected; see `sdsopt.Recorder`.
+
+        Call it between `backward` and `step`. It changes nothing, and costs nothing unless called.
+
+        Returns:
+            The measurements by pair name, of pairs that have a gradient; the correction's under "corrected".
+
+        Raises:
+            DoubleCorrectionError: `sdsopt.attach` has corrected the gradients already.
+        """
+        recipe = self._engine.recipe
+        raw = dataclasses.replace(recipe, correction=make_correction("lora"))
+        return measure(self.pairs, {"lora": raw, "corrected": recipe})
 
     @_with_instance_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]

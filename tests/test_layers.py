@@ -26,6 +26,7 @@ ORDER = [
     "engine",
     "hooks",
     "optimizer",
+    "recorder",
     "constructors",
     "__init__",
     "integrations",
