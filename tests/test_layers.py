@@ -22,6 +22,7 @@ ORDER = [
     "pairs",
     "diagnostics",
     "corrections",
+    "lora_plus",
     "weight_decay",
     "engine",
     "hooks",
@@ -34,7 +35,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
 TORCH_ONLY = set(ORDER) - {"integrations", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
