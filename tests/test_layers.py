@@ -24,10 +24,12 @@ ORDER = [
     "diagnostics",
     "adapters",
     "corrections",
+    "lora_plus",
     "weight_decay",
     "engine",
     "hooks",
     "optimizer",
+    "recorder",
     "constructors",
     "__init__",
     "integrations",
@@ -35,7 +37,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
 TORCH_ONLY = set(ORDER) - {"adapters", "integrations", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
