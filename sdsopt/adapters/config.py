@@ -96,6 +96,8 @@ class AdapterConfig:
 
     def rule_for(self, module: str) -> LayerRule | str:
         """Returns the rule for the module of this name in the base model, or why there is none."""
+        if self.refused is not None:
+            return self.refused
         if self.adalora:
             # PEFT divides by the initial rank, also after it has pruned some.
             return LayerRule(None, (self.alpha if self.alpha > 0 else self.rank) / (self.rank + 1e-5))

@@ -70,10 +70,11 @@ def find_layers(source: Source) -> tuple[list[AdapterLayer], list[Skipped]]:
         if names.E is not None and A.shape[:1] == (0,):
             skipped.append(Skipped(name, "AdaLoRA has pruned it to rank 0"))
             continue
-        if names.E is not None and owners[names.E].tensors[names.E].shape != (*A.shape[:1], 1):
+        for tensor in (names.A, names.B, names.E):
+            if tensor is not None:
+                _check(f"{owners[tensor].path}: {tensor!r:.200}", owners[tensor].tensors[tensor])
+        if names.E is not None and owners[names.E].tensors[names.E].shape != (A.shape[0], 1):
             raise AdapterError(f"{owners[names.E].path}: {names.E!r:.200} has not one number for each row of A")
-        for tensor in (names.A, names.B):
-            _check(f"{owners[tensor].path}: {tensor!r:.200}", owners[tensor].tensors[tensor])
         if prod(B.shape[2:]) != 1:
             skipped.append(Skipped(name, "B has a kernel of its own, so that the update is not a plain product B·A"))
         else:
@@ -100,7 +101,8 @@ def _rule(source: Source, components: Mapping[str, AdapterConfig], names: Factor
         return LayerRule(None, 1.0, note=_NO_SCALING)  # what kohya and diffusers mean by it
     if prod(owners[alpha].tensors[alpha].shape) != 1:
         raise AdapterError(f"{owners[alpha].path}: {alpha!r:.200} is not a single number")
-    value = float(owners[alpha].read(alpha))
+    stored = owners[alpha].read(alpha)
+    value = math.nan if stored.is_complex() else float(stored)
     if not math.isfinite(value):
         raise AdapterError(f"{owners[alpha].path}: {alpha!r:.200} is {value}; the file is damaged")
     # As in kohya's loader, 0 stands for "none given".

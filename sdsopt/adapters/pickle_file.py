@@ -36,13 +36,13 @@ class PickleFile(TensorFile):
         self._values: dict[str, Any] = nested if isinstance(nested, dict) else self._content
         found = {name: value for name, value in self._values.items() if isinstance(value, Tensor)}
         self.tensors = {
-            name: TensorInfo(tuple(value.shape), value.dtype if value.dtype in FACTOR_DTYPES else None)
+            name: TensorInfo(tuple(value.shape), value.dtype if _is_plain(value) else None)
             for name, value in found.items()
         }
         self.metadata = {}
 
     def read(self, name: str) -> Tensor:
-        return self._values[name]
+        return self._values[name].detach()
 
     def write(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
         kept = dict(self._values)
@@ -52,6 +52,11 @@ class PickleFile(TensorFile):
                 torch.save(self._content, file)
         finally:
             self._values.update(kept)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    # Sparse tensors and those without data are in a pickle's power, too.
+    return tensor.dtype in FACTOR_DTYPES and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 def _load(path: Path) -> dict[str, Any]:

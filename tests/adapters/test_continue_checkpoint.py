@@ -11,6 +11,14 @@ import torch
 
 import continue_checkpoint
 from sdsopt import SDSPreconditioner
+from sdsopt.integrations.transformers import SDSCallback
+
+
+class WithCallback(continue_checkpoint.Trainer):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.add_callback(SDSCallback())
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 
@@ -48,7 +56,9 @@ def test_a_checkpoint_of_bare_adamw_goes_on_corrected(
     # Resuming alone changes nothing, so that the difference is the correction's.
     again = continue_checkpoint.train(continue_checkpoint.Trainer, tmp_path / "again", steps, resume=checkpoint)
     assert all(torch.equal(weights(again)[name], weight) for name, weight in weights(bare).items())
-    assert not any(torch.equal(weights(corrected)[name], weight) for name, weight in weights(bare).items())
+    by_hooks = continue_checkpoint.train(WithCallback, tmp_path / "hooks", steps, resume=checkpoint)
+    for other in (corrected, by_hooks):
+        assert not any(torch.equal(weights(other)[name], weight) for name, weight in weights(bare).items())
     losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (bare, corrected)]
     assert losses[0][0] == losses[1][0]  # the first half is the checkpoint's
     assert losses[1][1] < losses[1][0]

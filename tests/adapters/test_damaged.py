@@ -20,7 +20,8 @@ from sdsopt.cli import main
 
 Breaks = Callable[[Path], object]
 
-Q = "q.lora_A.weight"
+FACTORS = ("q.lora_A.weight", "q.lora_B.weight")
+Q = FACTORS[0]
 
 
 def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
@@ -243,6 +244,7 @@ def test_damaged_folders(name: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         ({"lora_unet_conv_in.alpha": torch.ones(3)}, "'lora_unet_conv_in.alpha' is not a single number"),
         ({"lora_unet_conv_in.alpha": torch.tensor(math.nan)}, "'lora_unet_conv_in.alpha' is nan"),
+        ({"lora_unet_conv_in.alpha": torch.tensor(2 + 1j)}, "'lora_unet_conv_in.alpha' is nan"),
         ({"lora_unet_conv_in.lora_up.weight": torch.ones(6, 2, 1, 1)}, "do not fit together"),
         ({"lora_unet_conv_in.lora_up.weight": torch.ones(6, 2, 3, 3)}, None),
     ],
@@ -304,6 +306,11 @@ def test_what_is_no_adapter(path: str, message: str, tmp_path: Path, capsys: pyt
         (lambda path: torch.save([torch.ones(2)], path), "holds no state dict"),
         (lambda path: torch.save({1: torch.ones(2)}, path), "holds no state dict"),
         (lambda path: torch.save({"q.lora_A.weight": torch.ones(2, 2)}, path), "without its partner"),
+        (
+            lambda path: torch.save(dict.fromkeys(FACTORS, torch.eye(2).to_sparse()), path),
+            "is not in float16, bfloat16",
+        ),
+        (lambda path: torch.save(dict.fromkeys(FACTORS, torch.ones(2, 2, device="meta")), path), "is not in float16"),
     ],
 )
 def test_damaged_pickles(
