@@ -14,8 +14,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from torch import nn
-
 from sdsopt.hooks import attach
 from sdsopt.pairs import link
 
@@ -43,8 +41,8 @@ def create_network_from_weights(
     return _corrected(network, correction), weights
 
 
-def _corrected(network: nn.Module, correction: str) -> nn.Module:
-    apply_to: Any = network.apply_to
+def _corrected(network: Any, correction: str) -> Any:
+    apply_to = network.apply_to
 
     def apply_and_correct(*args: Any, **options: Any) -> None:
         apply_to(*args, **options)  # only this makes the LoRA layers children of the network
@@ -52,5 +50,5 @@ def _corrected(network: nn.Module, correction: str) -> nn.Module:
         if correction != "none":
             attach(network, correction)
 
-    network.apply_to = apply_and_correct  # pyright: ignore[reportAttributeAccessIssue]
+    network.apply_to = apply_and_correct
     return network
