@@ -16,15 +16,18 @@ PACKAGE = Path(sdsopt.__file__).parent
 # Each part may import those before it, except where `NEVER` forbids it.
 ORDER = [
     "errors",
+    "extras",
     "_version",
     "linalg",
     "pairs",
     "diagnostics",
     "corrections",
+    "lora_plus",
     "weight_decay",
     "engine",
     "hooks",
     "optimizer",
+    "recorder",
     "constructors",
     "__init__",
     "integrations",
@@ -32,7 +35,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
 TORCH_ONLY = set(ORDER) - {"integrations", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
@@ -90,7 +93,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 # None in sys.modules makes an import of that name fail.
 WITHOUT = """
 import sys
-for name in ("peft", "transformers", "accelerate", "numpy", "sklearn", "matplotlib", "rich"):
+for name in ("peft", "transformers", "accelerate", "numpy", "sklearn", "matplotlib", "rich", "rich_argparse", "shtab"):
     sys.modules[name] = None
 """
 
