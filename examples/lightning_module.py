@@ -59,6 +59,7 @@ def fit(module: LoRAModule, folder: str, resume: str | None = None) -> None:
         callbacks=[ModelCheckpoint(folder, "{epoch}", save_top_k=-1, enable_version_counter=False)],
         logger=False,
         enable_progress_bar=False,
+        enable_model_summary=False,
     )
     batches: Any = DataLoader(tokens, batch_size=4)  # pyright: ignore[reportArgumentType]  # a tensor is a dataset
     trainer.fit(module, batches, ckpt_path=resume)
