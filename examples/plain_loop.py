@@ -27,7 +27,7 @@ class Training(NamedTuple):
     model: PeftModel
     optimizer: SDSPreconditioner
     scheduler: OneCycleLR
-    scaler: GradScaler
+    scaler: Any  # GradScaler: what its scale() returns is typed too widely
 
 
 def build(correction: str, steps: int) -> Training:
@@ -53,7 +53,7 @@ def train(training: Training, first: int, last: int) -> float:
         # --8<-- [start:step]
         with torch.autocast(DEVICE, torch.float16):
             loss = model(input_ids=tokens, labels=tokens).loss
-        scaler.scale(loss).backward()  # pyright: ignore[reportAttributeAccessIssue]
+        scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # raw gradients; or max_grad_norm= of the wrapper
         scaler.step(optimizer)
