@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+# --8<-- [start:link]
 import litgpt.finetune.lora as finetune
 
 import sdsopt
 
 
-# --8<-- [start:link]
 def link_models() -> None:
     """LitGPT freezes the base model once the LoRA layers are in place, and builds the optimizer after that."""
     freeze = finetune.mark_only_lora_as_trainable

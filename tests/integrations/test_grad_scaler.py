@@ -41,6 +41,7 @@ def test_a_resumed_run_goes_on_with_its_scale(method: str) -> None:
     whole = assert_resumes(lambda: loop(method, clip=0.3, overflow_at=2))
     assert whole.scaler.get_scale() == 256 / 2 * 2  # halved by the overflow; grown at 6, which needs 3, 4 and 5
     assert whole.scaler.state_dict()["_growth_tracker"] == 2
+    assert_corrected(whole.network, loop("plain", clip=0.3, overflow_at=2).run(0, 8).network)
 
 
 @methods
@@ -54,6 +55,7 @@ def test_an_overflow_changes_nothing_but_the_scale(method: str) -> None:
 
     without = loop(method, clip=0.3).run(0, 3).run(4, 6)
     assert_same(run.run(4, 6).network, without.network)
+    assert_corrected(run.network, loop("plain", clip=0.3, overflow_at=3).run(0, 6).network)
 
 
 @methods
@@ -69,14 +71,17 @@ def test_half_precision_under_autocast(method: str) -> None:
 @methods
 def test_a_scale_that_overflows_by_itself_is_lowered(method: str) -> None:
     """Float16 gradients overflow at the first steps of most runs."""
-    run = loop(method, autocast=torch.float16)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # pyright: ignore
-    start = copy.deepcopy(run.network)
-    run.run(0, 1)
-    assert_same(run.network, start)
+
+    def overflowing(method: str) -> Loop:
+        run = loop(method, autocast=torch.float16)
+        run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # pyright: ignore
+        return run
+
+    run = overflowing(method).run(0, 1)
+    assert_same(run.network, Network())
     run.run(1, 40)
     assert run.scaler.get_scale() < 2.0**40
-    assert_corrected(run.network, start)
+    assert_corrected(run.network, overflowing("plain").run(0, 40).network)
 
 
 def test_the_fused_inner_optimizer_does_not_unscale_a_second_time() -> None:

@@ -269,6 +269,7 @@ def test_lightnings_optimizer_wrapper_reaches_ours(tmp_path: Path) -> None:
     assert module.seen is not None
     assert isinstance(trainer.optimizers[0], SDSPreconditioner)
     assert_same(module.network, by_hand("sds", accumulate=2, clip=0.3))
+    assert_corrected(module.network, by_hand("plain", accumulate=2, clip=0.3))
 
 
 @pytest.mark.parametrize(("before", "after"), [("plain", "sds"), ("sds", "plain")])

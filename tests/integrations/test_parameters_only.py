@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 import published_layers as published
 from loop import Loop, assert_corrected, assert_resumes
 from packages import package
-from sdsopt import SDSAdamW, SDSPreconditioner, find_pairs, link
+from sdsopt import SDSSGD, SDSAdamW, SDSPreconditioner, find_pairs, link
 from sdsopt.errors import DoubleCorrectionError, NoPairsError, UnsupportedCorrectionError
 from toy import Network, assert_same
 
@@ -179,6 +179,47 @@ def test_kohyas_mistakes() -> None:
         train_network("sdsopt.SDSAdamW", OURS)
     with pytest.raises(UnsupportedCorrectionError, match="use SDSPreconditioner"):
         train_network("torch.optim.AdamW", OURS, correction="sds-split")
+
+
+class Transformer2DModel(nn.Module):
+    """A block of a U-Net, which LyCORIS knows by its class's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj_in, self.proj_out = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj_out(self.proj_in(x).tanh())
+
+
+def train_lycoris(optimizer: Callable[..., Optimizer], correction: str, algo: str = "locon") -> Any:
+    """LyCORIS's own network, through our network module."""
+    package("lycoris.kohya")
+    module = importlib.import_module(OURS)
+    torch.manual_seed(0)
+    unet, text_encoder = nn.Sequential(Transformer2DModel()), nn.Sequential()
+    options = {"algo": algo, "base": "lycoris.kohya", "correction": correction}
+    network = module.create_network(1.0, 3, 2.0, None, text_encoder, unet, neuron_dropout=None, **options)
+    network.apply_to(text_encoder, unet, False, True)
+    for lora in network.unet_loras:
+        nn.init.normal_(lora.lora_up.weight, std=0.1)
+    params = network.prepare_optimizer_params(None, 0.1, 0.1)
+    trained = optimizer(params[0] if isinstance(params, tuple) else params, lr=0.1)
+    for step in range(3):
+        trained.zero_grad()
+        unet(torch.randn(4, 8, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        trained.step()
+    return network
+
+
+def test_lycoris_through_kohyas_network_module() -> None:
+    hooked, linked, plain = (train_lycoris(*case) for case in ((SGD, "sds"), (SDSSGD, "none"), (SGD, "lora")))
+    assert len(find_pairs(hooked)) == 2
+    for one, other in zip(hooked.parameters(), linked.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert_corrected(hooked, plain)
+    with pytest.raises(NoPairsError, match="LyCORIS's loha is not a plain product"):
+        train_lycoris(SGD, "sds", algo="loha")
 
 
 def linked_llama(**options: Any) -> nn.Module:

@@ -133,9 +133,13 @@ def test_a_copy_can_be_corrected_on_its_own(method: str) -> None:
     network, alone = Network(), Network()
     corrected(network, method)
     other = copy.deepcopy(network)
-    runs = [Loop(model, corrected(model, method)) for model in (other, alone)]
-    assert_same(*(run.run(0, 4).network for run in runs))
+    for model in (other, alone):
+        Loop(model, corrected(model, method)).run(0, 4)
+    assert_same(other, alone)
     assert_same(network, Network())
+    plain = Network()
+    Loop(plain, corrected(plain, "plain")).run(0, 4)
+    assert_corrected(other, plain)
 
 
 def test_the_average_holds_pairs_of_its_own() -> None:
