@@ -37,12 +37,13 @@ methods = pytest.mark.parametrize("method", METHODS)
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    for logger in loggers:
+    levels = {logging.getLogger(f"lightning.{part}"): logging.NOTSET for part in ("pytorch", "fabric")}
+    for logger in levels:
+        levels[logger] = logger.level
         logger.setLevel(logging.ERROR)
     yield
-    for logger in loggers:
-        logger.setLevel(logging.INFO)
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 class Automatic(LightningModule):
