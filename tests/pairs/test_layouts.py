@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import oracle
 import published_layers as published
+from packages import package
 from recorder import corrected_gradients
 from sdsopt import Layout, LoRAPair, Skipped, attach, find_pairs, register_layout
 from sdsopt.pairs import Groups
@@ -41,11 +42,6 @@ class Case:
     assemble: Callable[[list[Tensor]], Tensor] = lambda pairs: torch.cat([b for blocks in pairs for b in blocks])
     package: str = ""
     num_pairs: int = 1
-
-
-def package(name: str) -> Any:
-    # A package that is installed but broken beside the others (torchtune with torchao ≥ 0.14) counts as missing.
-    return pytest.importorskip(name, exc_type=ImportError)
 
 
 def applied(layer: nn.Module, width: int = 10) -> Tensor:
