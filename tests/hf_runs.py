@@ -21,6 +21,7 @@ from tiny_models import MODELS
 STEPS = 6
 RATE = 1e-2
 
+Batch = dict[str, Tensor]
 Weights = dict[str, Tensor]
 # How a correction is plugged into a Trainer: its further arguments, of the model and the training arguments.
 Plug = Callable[[PeftModel, transformers.TrainingArguments], dict[str, Any]]
@@ -120,11 +121,17 @@ def scaler() -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", init_scale=2.0**20)
 
 
+def model_loss(model: PeftModel, batch: Batch, tokens: Tensor) -> Tensor:
+    """The sum over this micro-batch, by the number of tokens of the whole batch."""
+    return model(**batch, num_items_in_batch=tokens).loss
+
+
 def by_hand(
     place: str,
     *,
     model: PeftModel | None = None,
-    batches: Iterable[dict[str, Tensor]] | None = None,
+    batches: Iterable[Batch] | None = None,
+    loss_of: Callable[[PeftModel, Batch, Tensor], Tensor] = model_loss,
     precision: str = "fp32",
     accumulation: int = 2,
     max_grad_norm: float = 0.1,
@@ -136,6 +143,7 @@ def by_hand(
         place: Where gradients are corrected: in the "optimizer", in "backward", or "nowhere".
         model: The model; the one of `trainer` by default.
         batches: What its data loader yields.
+        loss_of: The loss of a model, a micro-batch and a number of tokens.
         precision: "fp32", or of the autocast; fp16 comes with a scaler.
         accumulation: Micro-batches for each step.
         max_grad_norm: Clips the gradients where the Trainer does; 0 does not.
@@ -152,10 +160,10 @@ def by_hand(
     loader = iter(batches or torch.utils.data.DataLoader(Tokens(), batch_size=2))
     for step in range(STEPS):
         group = [next(loader) for _ in range(accumulation)]
-        tokens = sum(batch["labels"][:, 1:].ne(-100).sum() for batch in group)
+        tokens = torch.stack([batch["labels"][:, 1:].ne(-100).sum() for batch in group]).sum()
         for batch in group:
             with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-                loss = model(**batch, num_items_in_batch=tokens).loss
+                loss = loss_of(model, batch, tokens)
             scale.scale(loss).backward()
         optimizer = wrapper if wrapper and step in corrected else inner
         scale.unscale_(optimizer)

@@ -137,7 +137,7 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         SDSOptimizerFactory()(torch.nn.Linear(2, 2), lr=0.1)
     with pytest.raises(UnknownCorrectionError):
         SDSOptimizerFactory()(adapted(), lr=0.1, correction="nothing")
-    with pytest.raises(ValueError, match="inverse_root"):
+    with pytest.raises(ValueError, match="unknown inverse root"):
         SDSOptimizerFactory()(adapted(), lr=0.1, inverse_root="nothing")
     # What GaLore's and LOMO's handlers return, which are not installed here.
     for choice in ((AdamW, {"lr": 0.1, "params": []}), (SGD, {"lr": 0.1, "model": adapted()})):
