@@ -13,8 +13,8 @@ def blocks(page: str, heading: str | None = None) -> list[str]:
     """Returns the Python blocks of a page, or of the part under one of its headings."""
     text = (ROOT / page).read_text(encoding="utf8")
     if heading is not None:
-        # Up to the next heading of any level; a # in a block is followed by no capital.
-        [text] = re.findall(rf"^{heading}\n(.*?)(?=^#+ [A-Z]|\Z)", text, flags=re.DOTALL | re.MULTILINE)
+        # Up to the next heading; a single # may be a comment in a block.
+        [text] = re.findall(rf"^{heading}\n(.*?)(?=^##|\Z)", text, flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 

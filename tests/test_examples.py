@@ -13,13 +13,12 @@ import ill_conditioned
 import minimal
 import oracle
 import peft_finetune
+from documented import ROOT, blocks, execute
 from recorder import corrected_gradients
 from sdsopt import available_corrections
 from sdsopt.cli import main as cli
 from sdsopt.compare import Settings
 from toy import lora_linear
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_every_example_is_tested() -> None:
@@ -52,16 +51,12 @@ def test_ill_conditioned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert len(capsys.readouterr().out.splitlines()) == 1 + 4
 
 
-def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf8"), flags=re.DOTALL)
-
-
 def test_the_documented_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/writing-a-correction.md adds one in under 40 lines; this runs that very code."""
     monkeypatch.setattr("sdsopt.corrections.registry._FACTORIES", {})
     [code, *_] = blocks("docs/writing-a-correction.md")
     assert len(code.splitlines()) < 40
-    exec(compile(code, "docs/writing-a-correction.md", "exec"), {"__name__": "documented"})
+    execute(code, "docs/writing-a-correction.md")
     assert available_corrections() == ("sds-scalar",)
 
     model = lora_linear(scaling=2.0, dtype=torch.float64)
@@ -80,12 +75,9 @@ def test_the_readmes_usage() -> None:
     config = transformers.LlamaConfig(
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    names = {
-        "base_model": transformers.LlamaForCausalLM(config),
-        "batches": [{"input_ids": tokens, "labels": tokens}],
-    }
-    exec(compile(usage, "README.md", "exec"), names)
-    assert all(pair.B.any() for pair in names["optimizer"].pairs)  # pyright: ignore
+    base_model = transformers.LlamaForCausalLM(config)
+    names = execute(usage, "README.md", base_model=base_model, batches=[{"input_ids": tokens, "labels": tokens}])
+    assert all(pair.B.any() for pair in names["optimizer"].pairs)
 
 
 def test_the_table_in_the_readme_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:

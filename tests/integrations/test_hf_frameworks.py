@@ -7,6 +7,8 @@ that they publish (Axolotl 0.18, ms-swift 4.6, LLaMA-Factory 0.9.6, Unsloth of A
 from __future__ import annotations
 
 import pickle
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,28 @@ from torch import Tensor
 from transformers.trainer_optimizer import is_optimizer_factory
 
 import oracle
-from hf_runs import all_differ, arguments, bare, by_hand, same, trained, trainer, weights
+from documented import blocks, execute
+from hf_runs import all_differ, arguments, as_factory, bare, by_hand, same, trained, trainer, weights
 from recorder import corrected_gradients
-from sdsopt import SDSPreconditioner, attach
-from sdsopt.integrations.transformers import SDSCallback, SDSOptimizerFactory
+from sdsopt import attach, find_pairs
 from toy import LoRALinear, lora_linear
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+PAGE = "docs/use-with/huggingface.md"
+
+
+def run_documented(heading: str, monkeypatch: pytest.MonkeyPatch, module: str, **contents: Any) -> dict[str, Any]:
+    """Runs the code under a heading of the page, with a module of that name in place of the framework's."""
+    stand_in = types.ModuleType(module)
+    vars(stand_in).update(contents)
+    parts = module.split(".")
+    for end in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), types.ModuleType(parts[end - 1]))
+    monkeypatch.setitem(sys.modules, module, stand_in)
+    [code] = blocks(PAGE, heading)
+    return execute(code, PAGE)
 
 
 class AxolotlTrainer(transformers.Trainer):
@@ -40,14 +57,14 @@ class AxolotlTrainer(transformers.Trainer):
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
-def test_axolotl(optim: str, tmp_path: Path) -> None:
-    """A plugin's `post_trainer_create(cfg, trainer)` sets the factory; `optimizer:` in the YAML stays the inner one."""
+def test_axolotl(optim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The YAML's `optimizer:` is `optim` of the training arguments."""
+    names = run_documented("### Axolotl", monkeypatch, "axolotl.integrations.base", BasePlugin=object)
     run = trainer(bare, arguments(tmp_path, optim=optim, save_strategy="no"), AxolotlTrainer)
-    run.optimizer_cls_and_kwargs = (SDSOptimizerFactory, {"correction": "sds"})  # pyright: ignore
+    names["SDSPlugin"]().post_trainer_create({}, run)
     run.train()
     found = weights(run.model)  # pyright: ignore
-    if optim == "adamw_torch":
-        assert same(found, by_hand("optimizer"))
+    assert same(found, trained(as_factory, tmp_path, optim=optim, save_strategy="no"))
     assert all_differ(found, trained(bare, tmp_path, optim=optim, save_strategy="no"))
 
 
@@ -63,24 +80,19 @@ class OptimizerCallback:
         return transformers.Trainer.create_optimizer(self.trainer, **options)
 
 
-# --8<-- [start:swift]
-class SDSOptimizer(OptimizerCallback):
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        return SDSPreconditioner(super().create_optimizer(model), model or self.trainer.model)
+def test_ms_swift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizers_map: dict[str, type[OptimizerCallback]] = {"default": OptimizerCallback}
+    shape = {"OptimizerCallback": OptimizerCallback, "optimizers_map": optimizers_map}
+    run_documented("### ms-swift", monkeypatch, "swift.optimizers", **shape)
 
-    # --8<-- [end:swift]
+    class SwiftTrainer(transformers.Trainer):
+        """`swift.trainers.mixin.SwiftMixin` with `--optimizer sds`: it assigns the groups, without the empty ones."""
 
+        def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+            self.optimizer = optimizers_map["sds"](self.args, self).create_optimizer(model=model)
+            self.optimizer.param_groups = [pg for pg in self.optimizer.param_groups if len(pg["params"]) > 0]
+            return self.optimizer
 
-class SwiftTrainer(transformers.Trainer):
-    """`swift.trainers.mixin.SwiftMixin`: it assigns the param groups, without the empty ones."""
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        self.optimizer = SDSOptimizer(self.args, self).create_optimizer(model=model)
-        self.optimizer.param_groups = [pg for pg in self.optimizer.param_groups if len(pg["params"]) > 0]
-        return self.optimizer
-
-
-def test_ms_swift(tmp_path: Path) -> None:
     whole = trained(bare, tmp_path, cls=SwiftTrainer)
     assert same(whole, by_hand("optimizer"))
     assert same(whole, trained(bare, tmp_path, tmp_path / "checkpoint-3", cls=SwiftTrainer))
@@ -97,15 +109,18 @@ class LogCallback(transformers.TrainerCallback):
 
 
 @pytest.mark.parametrize("ray", [False, True])
-def test_llama_factory(ray: bool, tmp_path: Path) -> None:
-    """`run_exp(args, callbacks=[…])` adds its own to the list and passes it on; under Ray, to another process."""
-    callbacks: list[transformers.TrainerCallback] = [SDSCallback()]
-    if ray:
-        callbacks = pickle.loads(pickle.dumps(callbacks))
+def test_llama_factory(ray: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = LogCallback()
-    callbacks.append(log)
-    options = {"save_strategy": "no", "logging_steps": 3}
-    found = trained(lambda model, args: {"callbacks": callbacks}, tmp_path, **options)
+    found: dict[str, Tensor] = {}
+
+    def run_exp(args: dict[str, Any] | None = None, callbacks: list[Any] | None = None) -> None:
+        """It adds its own callbacks to the list and passes it on; under Ray, to another process."""
+        callbacks = callbacks or []
+        callbacks = [*(pickle.loads(pickle.dumps(callbacks)) if ray else callbacks), log]
+        options = {"save_strategy": "no", "logging_steps": 3}
+        found.update(trained(lambda model, args: {"callbacks": callbacks}, tmp_path, **options))
+
+    run_documented("### LLaMA-Factory", monkeypatch, "llamafactory.train.tuner", run_exp=run_exp)
     assert same(found, by_hand("backward"))
     assert ["sds/condition_A" in entry for entry in log.logs] == [True, True, False]
 
@@ -137,20 +152,15 @@ def fused_backward(layer: LoRALinear) -> None:
 
 def test_unsloths_fused_layers() -> None:
     """Both modes correct gradients of layers that are never called."""
-    layer = lora_linear(dtype=torch.float64, scaling=2.0)
+    layer, hooked = (lora_linear(dtype=torch.float64, scaling=2.0) for _ in range(2))
     fused_backward(layer)
-    assert layer.A.grad is not None
-    assert layer.B.grad is not None
-    expected = oracle.corrected(layer.A, layer.B, layer.A.grad, layer.B.grad, 0.5, 1e-6)
     seen = corrected_gradients(layer, "sds")
-
-    hooked = lora_linear(dtype=torch.float64, scaling=2.0)
     with attach(hooked):
         fused_backward(hooked)
-    for wrapped, gradient, right in zip(
-        (seen[layer.A], seen[layer.B]), (hooked.A.grad, hooked.B.grad), expected, strict=True
-    ):
-        assert gradient is not None
-        for found in (wrapped, gradient):
-            assert found.is_contiguous()
-            assert oracle.relative_error(found, right) < 1e-9
+    [pair] = find_pairs(layer)
+    expected_A, expected_B = oracle.corrected_pair(pair, 0.5, 1e-6)
+    for found_A, found_B in ((seen[layer.A], seen[layer.B]), (hooked.A.grad, hooked.B.grad)):
+        assert found_A is not None
+        assert found_B is not None
+        assert oracle.relative_error(found_A, expected_A[0]) < 1e-9
+        assert oracle.relative_error(found_B, expected_B[0]) < 1e-9

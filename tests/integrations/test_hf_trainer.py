@@ -20,7 +20,7 @@ from hf_runs import (
     bare,
     by_hand,
     same,
-    scaler,
+    set_up_fp16,
     trained,
     trainer,
     weights,
@@ -33,12 +33,9 @@ PLACES = [(as_optimizer, "optimizer"), (as_factory, "optimizer"), (as_class, "op
 
 
 class HalfOnCPU(transformers.Trainer):
-    """With fp16 as Accelerate sets it up on a GPU: on a CPU it silently trains in fp32 instead."""
-
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        self.accelerator.native_amp = True
-        self.accelerator.scaler = scaler()  # pyright: ignore
+        set_up_fp16(self.accelerator)
 
 
 TRAINERS = {"fp32": transformers.Trainer, "bf16": transformers.Trainer, "fp16": HalfOnCPU}

@@ -10,7 +10,6 @@ from sdsopt.corrections import Correction
 from sdsopt.diagnostics.conditioning import median_condition_numbers
 from sdsopt.hooks import Handle, attach
 from sdsopt.linalg import InverseRoot
-from sdsopt.pairs import Note
 
 
 class SDSCallback(TrainerCallback):
@@ -46,8 +45,11 @@ class SDSCallback(TrainerCallback):
     ) -> None:
         self._options = (correction, damping, inverse_root)
         self._log_conditions = log_conditions
-        # A Note, since trainers are copied and pickled with their callbacks, and hooks belong to one model.
-        self._attached: Note[Handle] = Note()
+        self._handle: Handle | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Trainers are copied and pickled with their callbacks, and hooks belong to one model.
+        return {**vars(self), "_handle": None}
 
     def add_to(self, trainer: Trainer) -> SDSCallback:
         """Puts the callback before all others of the trainer, its loggers included."""
@@ -57,16 +59,16 @@ class SDSCallback(TrainerCallback):
 
     def remove(self) -> None:
         """Takes the hooks off the model, if they are on it."""
-        if (handle := self._attached.content) is not None:
-            handle.remove()
-            self._attached = Note()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.remove()  # what a run that raised has left behind
         correction, damping, inverse_root = self._options
-        self._attached = Note(attach(kwargs["model"], correction, damping=damping, inverse_root=inverse_root))
+        self._handle = attach(kwargs["model"], correction, damping=damping, inverse_root=inverse_root)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -75,10 +77,9 @@ class SDSCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, float] = kwargs["logs"]
-        handle = self._attached.content
-        if handle is None or not self._log_conditions or "loss" not in logs:
+        if self._handle is None or not self._log_conditions or "loss" not in logs:
             return
-        condition_A, condition_B = median_condition_numbers(handle.pairs)
+        condition_A, condition_B = median_condition_numbers(self._handle.pairs)
         conditions = {"sds/condition_A": condition_A, "sds/condition_B": condition_B}
         known = {name: value for name, value in conditions.items() if value is not None}
         logs.update(known)
