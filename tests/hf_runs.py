@@ -56,7 +56,9 @@ def weights(model: torch.nn.Module) -> Weights:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def arguments(folder: Path, **options: Any) -> transformers.TrainingArguments:
+def arguments(
+    folder: Path, cls: type[transformers.TrainingArguments] = transformers.TrainingArguments, **options: Any
+) -> Any:
     defaults: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": STEPS,
@@ -72,7 +74,7 @@ def arguments(folder: Path, **options: Any) -> transformers.TrainingArguments:
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }
-    return transformers.TrainingArguments(**{**defaults, **options})
+    return cls(**{**defaults, **options})
 
 
 def trainer(

@@ -115,6 +115,14 @@ def test_they_can_be_left_out(tmp_path: Path, reported: Logger) -> None:
     assert same(weights(run.model), by_hand("backward"))  # pyright: ignore
 
 
+def test_it_can_record_beside_an_optimizer_that_corrects(tmp_path: Path, reported: Logger) -> None:
+    run = trainer(as_factory, logging_arguments(tmp_path))
+    SDSCallback(None).add_to(run)
+    run.train()
+    assert logged(reported) == [CONDITIONS] * 3
+    assert same(weights(run.model), by_hand("optimizer"))  # pyright: ignore
+
+
 def test_zero_factors_have_none(tmp_path: Path, reported: Logger) -> None:
     """At a learning rate of 0, B stays zero."""
     args = logging_arguments(tmp_path, learning_rate=0.0)

@@ -10,11 +10,11 @@ from torch.optim import AdamW
 
 from hf_runs import (
     RATE,
-    STEPS,
     Plug,
     Weights,
     adapted,
     all_differ,
+    arguments,
     as_callback,
     as_factory,
     as_optimizer,
@@ -34,24 +34,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*torch_dtype.*", "ignore:.*pin_memory.*"
 )
 
-OPTIONS: dict[str, Any] = {
-    "max_steps": STEPS,
-    "save_steps": STEPS // 2,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "max_grad_norm": 0.1,
-    "learning_rate": RATE,
-    "optim": "adamw_torch",
-    "train_sampling_strategy": "sequential",
-    "report_to": [],
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-}
-
 
 def sft(plug: Plug, folder: Path, precision: str) -> Any:
-    args = trl.SFTConfig(str(folder), bf16=precision == "bf16", **OPTIONS)
+    args = arguments(folder, trl.SFTConfig, bf16=precision == "bf16")
     model = adapted()
     return trl.SFTTrainer(
         model,
@@ -104,7 +89,7 @@ def test_dpo_takes_a_finished_optimizer(tmp_path: Path) -> None:
         optimizer: Any = AdamW(trainable(model), lr=RATE)
         if place == "optimizer":
             optimizer = SDSPreconditioner(optimizer, model)
-        args = trl.DPOConfig(str(tmp_path / place), bf16=False, **OPTIONS)
+        args = arguments(tmp_path / place, trl.DPOConfig, bf16=False)
         run = trl.DPOTrainer(
             model,
             args=args,

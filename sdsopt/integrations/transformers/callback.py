@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sdsopt.corrections import Correction
-from sdsopt.diagnostics.conditioning import median_condition_numbers
+from sdsopt.diagnostics import median_condition_numbers
 from sdsopt.hooks import Handle, attach
 from sdsopt.linalg import InverseRoot
+from sdsopt.pairs import LoRAPair, require_pairs
 
 
 class SDSCallback(TrainerCallback):
@@ -29,7 +31,8 @@ class SDSCallback(TrainerCallback):
     `remove()`.
 
     Args:
-        correction: A name or a `Correction` that hook mode can use; see `attach`.
+        correction: A name or a `Correction` that hook mode can use; see `attach`. None corrects nothing and only
+            records, for a Trainer whose optimizer corrects.
         damping: Relative damping δ ≥ 0.
         inverse_root: Method for the roots.
         log_conditions: Whether to record condition numbers. It costs one decomposition of each factor at each log.
@@ -37,7 +40,7 @@ class SDSCallback(TrainerCallback):
 
     def __init__(
         self,
-        correction: str | Correction = "sds",
+        correction: str | Correction | None = "sds",
         *,
         damping: float = 1e-6,
         inverse_root: str | InverseRoot = "eigh",
@@ -46,10 +49,11 @@ class SDSCallback(TrainerCallback):
         self._options = (correction, damping, inverse_root)
         self._log_conditions = log_conditions
         self._handle: Handle | None = None
+        self._pairs: Sequence[LoRAPair] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Trainers are copied and pickled with their callbacks, and hooks belong to one model.
-        return {**vars(self), "_handle": None}
+        # Trainers are copied and pickled with their callbacks; hooks and pairs belong to one model.
+        return {**vars(self), "_handle": None, "_pairs": ()}
 
     def add_to(self, trainer: Trainer) -> SDSCallback:
         """Puts the callback before all others of the trainer, its loggers included."""
@@ -61,14 +65,17 @@ class SDSCallback(TrainerCallback):
         """Takes the hooks off the model, if they are on it."""
         if self._handle is not None:
             self._handle.remove()
-            self._handle = None
+        self._handle = None
+        self._pairs = ()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.remove()  # what a run that raised has left behind
         correction, damping, inverse_root = self._options
-        self._handle = attach(kwargs["model"], correction, damping=damping, inverse_root=inverse_root)
+        self._pairs = require_pairs(kwargs["model"])
+        if correction is not None:
+            self._handle = attach(self._pairs, correction, damping=damping, inverse_root=inverse_root)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,9 +84,9 @@ class SDSCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, float] = kwargs["logs"]
-        if self._handle is None or not self._log_conditions or "loss" not in logs:
+        if not self._log_conditions or "loss" not in logs:
             return
-        condition_A, condition_B = median_condition_numbers(self._handle.pairs)
+        condition_A, condition_B = median_condition_numbers(self._pairs)
         conditions = {"sds/condition_A": condition_A, "sds/condition_B": condition_B}
         known = {name: value for name, value in conditions.items() if value is not None}
         logs.update(known)
