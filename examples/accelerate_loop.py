@@ -1,7 +1,7 @@
 """A loop of your own with Accelerate: accumulation, clipping, mixed precision, a checkpoint, and a resumed run.
 
-Run it: `pip install 'sdsopt[peft]' accelerate`, then `python examples/accelerate_loop.py`, or
-`accelerate launch examples/accelerate_loop.py`. It needs neither data nor a download.
+Run it: `pip install 'sdsopt[peft]' accelerate`, then `python examples/accelerate_loop.py`. It needs neither data nor a
+download.
 """
 
 from __future__ import annotations

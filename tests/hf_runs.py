@@ -118,9 +118,6 @@ def as_callback(model: PeftModel, args: transformers.TrainingArguments) -> dict[
     return {"callbacks": [SDSCallback()]}
 
 
-WRAPPED = [as_optimizer, as_factory, as_class]
-
-
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

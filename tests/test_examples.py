@@ -85,3 +85,16 @@ def test_the_table_in_the_readme_names_every_method(capsys: pytest.CaptureFixtur
     text = (ROOT / "README.md").read_text(encoding="utf8")
     for method in Settings().methods:
         assert f"  {method.name} " in text
+
+
+def test_the_documentation_shows_parts_of_examples_that_exist() -> None:
+    shown = [
+        part
+        for page in (ROOT / "docs").rglob("*.md")
+        for part in re.findall(r"^(examples/\w+\.py):(\w+)$", page.read_text(encoding="utf8"), re.MULTILINE)
+    ]
+    assert shown
+    for example, section in shown:
+        text = (ROOT / example).read_text(encoding="utf8")
+        for mark in (f"# --8<-- [start:{section}]", f"# --8<-- [end:{section}]"):
+            assert text.count(mark) == 1, (example, mark)
