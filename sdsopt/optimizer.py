@@ -264,6 +264,11 @@ def _check_inner(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     if isinstance(optimizer, SDSPreconditioner):
         raise UnsupportedOptimizerError("the optimizer is an SDSPreconditioner already; wrap its .inner instead")
+    # Accelerate's wrapper and those made like it keep theirs as `optimizer`.
+    if isinstance(getattr(optimizer, "optimizer", None), SDSPreconditioner):
+        raise UnsupportedOptimizerError(
+            f"{name} holds an SDSPreconditioner already, and a second one would correct twice"
+        )
     if isinstance(optimizer, SparseAdam):
         raise UnsupportedOptimizerError(f"{name} takes only sparse gradients, and LoRA's are dense; use Adam or AdamW")
     closure = inspect.signature(optimizer.step).parameters.get("closure")

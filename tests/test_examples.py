@@ -13,13 +13,12 @@ import ill_conditioned
 import minimal
 import oracle
 import peft_finetune
+from documented import ROOT, blocks, execute
 from recorder import corrected_gradients
 from sdsopt import available_corrections
 from sdsopt.cli import main as cli
 from sdsopt.compare import Settings
 from toy import lora_linear
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_every_example_is_tested() -> None:
@@ -52,16 +51,12 @@ def test_ill_conditioned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert len(capsys.readouterr().out.splitlines()) == 1 + 4
 
 
-def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf8"), flags=re.DOTALL)
-
-
 def test_the_documented_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/writing-a-correction.md adds one in under 40 lines; this runs that very code."""
     monkeypatch.setattr("sdsopt.corrections.registry._FACTORIES", {})
     [code, *_] = blocks("docs/writing-a-correction.md")
     assert len(code.splitlines()) < 40
-    exec(compile(code, "docs/writing-a-correction.md", "exec"), {"__name__": "documented"})
+    execute(code, "docs/writing-a-correction.md")
     assert available_corrections() == ("sds-scalar",)
 
     model = lora_linear(scaling=2.0, dtype=torch.float64)
@@ -80,12 +75,9 @@ def test_the_readmes_usage() -> None:
     config = transformers.LlamaConfig(
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    names = {
-        "base_model": transformers.LlamaForCausalLM(config),
-        "batches": [{"input_ids": tokens, "labels": tokens}],
-    }
-    exec(compile(usage, "README.md", "exec"), names)
-    assert all(pair.B.any() for pair in names["optimizer"].pairs)  # pyright: ignore
+    base_model = transformers.LlamaForCausalLM(config)
+    names = execute(usage, "README.md", base_model=base_model, batches=[{"input_ids": tokens, "labels": tokens}])
+    assert all(pair.B.any() for pair in names["optimizer"].pairs)
 
 
 def test_the_table_in_the_readme_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,3 +85,16 @@ def test_the_table_in_the_readme_names_every_method(capsys: pytest.CaptureFixtur
     text = (ROOT / "README.md").read_text(encoding="utf8")
     for method in Settings().methods:
         assert f"  {method.name} " in text
+
+
+def test_the_documentation_shows_parts_of_examples_that_exist() -> None:
+    shown = [
+        part
+        for page in (ROOT / "docs").rglob("*.md")
+        for part in re.findall(r"^(examples/\w+\.py):(\w+)$", page.read_text(encoding="utf8"), re.MULTILINE)
+    ]
+    assert shown
+    for example, section in shown:
+        text = (ROOT / example).read_text(encoding="utf8")
+        for mark in (f"# --8<-- [start:{section}]", f"# --8<-- [end:{section}]"):
+            assert text.count(mark) == 1, (example, mark)
