@@ -21,7 +21,9 @@ ORDER = [
     "pairs",
     "diagnostics",
     "corrections",
+    "nesting",
     "weight_decay",
+    "inner",
     "engine",
     "hooks",
     "optimizer",
@@ -32,7 +34,8 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
+OPTIMIZERS = {"nesting", "weight_decay", "inner"}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": OPTIMIZERS, "hooks": OPTIMIZERS}
 TORCH_ONLY = set(ORDER) - {"integrations", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
