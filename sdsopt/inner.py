@@ -17,7 +17,10 @@ _EVALUATES = (
     "evaluates the loss anew inside its step, after the gradients were corrected, and so would undo the correction; "
     "use an optimizer that takes one gradient a step, such as AdamW or SGD"
 )
-_IN_BACKWARD = "moves the weights during backward, before their gradients could be corrected; use AdamW or SGD"
+_IN_BACKWARD = (
+    "takes the gradients during backward, before its step could correct them; leave it bare and correct them in "
+    "backward: sdsopt.attach(model)"
+)
 _CORRECTS = (
     "corrects LoRA gradients itself, so they would be corrected twice; leave it bare, or wrap a plain optimizer such "
     "as AdamW"
@@ -38,10 +41,7 @@ _REFUSED = {
     "AdaLOMO": _IN_BACKWARD,
     "LOMO": _IN_BACKWARD,
     "LayerWiseDummyOptimizer": _IN_BACKWARD,
-    "CPUOffloadOptimizer": (
-        "copies the gradients to the host during backward, before its step could correct them; leave it bare and "
-        "correct them in backward: sdsopt.attach(model)"
-    ),
+    "CPUOffloadOptimizer": _IN_BACKWARD,
 }
 
 # Besides following the gradients, these draw the weights towards a stored copy, an average or a norm, or keep an

@@ -9,68 +9,46 @@ from typing import Any
 import pytorch_optimizer as p
 import torch
 from pytorch_optimizer.optimizer import fp16
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon
 
 from .row import Inner, Table, optimizers_of, row
 
-# What a row needs beyond the learning rate of 0.01 that those without an entry of their own get.
+# What is said of classes; see `Inner`. The rest follows from their signatures.
+_PULL = {
+    *("A2Grad", "AccSGD", "FOCUS", "FTRL", "Fromage", "MADGRAD", "Nero", "Ranger", "Ranger21", "SPlus", "SRMM"),
+    *("ScheduleFreeAdamW", "ScheduleFreeRAdam", "ScheduleFreeSGD"),
+}
+_LINEAR = {
+    *("ASGD", "Adai", "AggMo", "ApolloDQN", "DAdaptSGD", "NovoGrad", "PID", "PNM", "QHM", "SGDW", "ScalableShampoo"),
+}
+_UNKNOWABLE = {
+    *("APOLLO", "AdaFactor", "AdamP", "AdamS", "Adan", "DAdaptAdan", "Prodigy", "RAdam", "SGDP", "SOAP"),
+    "StableAdamW",
+}
+_DECOUPLED_WITHOUT_A_FLAG = {"Conda", "DASH", "Fira", "FlashAdamW", "GaLore", "MuonClip", "SPAM", "SaRA", "StableSPAM"}
+_NEED_A_PICKLE = {"AdaShift", "Conda", "SCION", "SCIONLight", "ScalableShampoo"}
+_OWN_LEARNING_RATE = {
+    *("AdamG", "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptLion", "DAdaptSGD", "Prodigy", "SpectralSphere"),
+}
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "A2Grad": {"decays": False, "pulls": True},
-    "ASGD": {"lr": 0.01, "linear": True},
-    "AccSGD": {"lr": 0.01, "pulls": True},
-    "AdaShift": {"lr": 0.01, "decays": False, "keep_num": 2, "weights_only": False},
-    "Adai": {"lr": 0.01, "linear": True},
-    "Adan": {"lr": 0.01, "unknowable": True},
-    "AdamG": {"lr": 1.0},
-    "ApolloDQN": {"lr": 0.01, "linear": True},
-    "Conda": {"lr": 0.01, "decoupled": True, "weights_only": False},
-    "DAdaptAdaGrad": {},
-    "DAdaptAdam": {},
-    "DAdaptAdan": {"unknowable": True},
-    "DAdaptLion": {},
-    "DAdaptSGD": {"linear": True},
-    "FAdam": {"lr": 0.01, "dtype": torch.float32},
-    "FOCUS": {"lr": 0.01, "pulls": True},
-    "FTRL": {"lr": 0.01, "decays": False, "pulls": True},
-    "Fromage": {"lr": 0.01, "decays": False, "pulls": True},
-    "MADGRAD": {"lr": 0.01, "pulls": True},
-    "Nero": {"lr": 0.01, "decays": False, "pulls": True},
-    "Prodigy": {"unknowable": True},
-    "Ranger": {"lr": 0.01, "pulls": True},
-    "Ranger21": {"lr": 0.01, "pulls": True, "num_iterations": 100},
-    "SCION": {"lr": 0.01, "weights_only": False},
-    "SCIONLight": {"lr": 0.01, "weights_only": False},
-    "SPlus": {"lr": 0.01, "pulls": True},
-    "SRMM": {"lr": 0.01, "decays": False, "pulls": True},
-    "SOAP": {"lr": 0.01, "unknowable": True},
-    "SaRA": {"lr": 0.01, "decoupled": True, "threshold": 10.0},
-    "ScalableShampoo": {"lr": 0.01, "linear": True, "weights_only": False},
-    "ScheduleFreeAdamW": {"lr": 0.01, "pulls": True},
-    "ScheduleFreeRAdam": {"lr": 0.01, "pulls": True},
-    "ScheduleFreeSGD": {"lr": 0.01, "pulls": True},
-    **{name: {"lr": 0.01, "linear": True} for name in ("AggMo", "NovoGrad", "PID", "PNM", "QHM", "SGDW")},
-    **{name: {"lr": 0.01, "unknowable": True} for name in ("APOLLO", "AdaFactor", "AdamP", "AdamS", "RAdam", "SGDP")},
-    "SpectralSphere": {"decoupled": True, "solver_max_iterations": 5},
-    "StableAdamW": {"lr": 0.01, "unknowable": True},
-    **{
-        name: {"lr": 0.01, "decoupled": True} for name in ("DASH", "Fira", "FlashAdamW", "GaLore", "SPAM", "StableSPAM")
-    },
-    **{
-        name: {"lr": 0.01, "decoupled": True, "group": {"use_muon": True}}
-        for name in ("AdaGO", "AdaMuon", "Muon", "MuonClip", "NorMuon")
-    },
+    "AdaShift": {"keep_num": 2},
+    "FAdam": {"dtype": torch.float32},
+    "Ranger21": {"num_iterations": 100},
+    "SaRA": {"threshold": 10.0},
+    "SpectralSphere": {"solver_max_iterations": 5},
+    **{name: {"group": {"use_muon": True}} for name in ("AdaGO", "AdaMuon", "Muon", "MuonClip", "NorMuon")},
 }
 _PROJECTED = {"rank": 2, "update_proj_gap": 2, "scale": 1.0, "projection_type": "std"}
 
 
-def _wrapper(cls: Any, **options: Any) -> Inner:
-    """Around AdamW, so that it decays too."""
+def _wrapper(cls: Any, label: str = "", inside: Any = AdamW, **options: Any) -> Inner:
+    """Around one that decays."""
     known = {name: options.pop(name) for name in list(options) if name in Inner.__dataclass_fields__}
 
     def make(parameters: Any, weight_decay: float) -> torch.optim.Optimizer:
-        return cls(AdamW(parameters, lr=0.01, weight_decay=weight_decay), **options)
+        return cls(inside(parameters, lr=0.01, weight_decay=weight_decay), **options)
 
-    return Inner(cls.__name__, make, **known)
+    return Inner(f"{cls.__name__}-{label}" if label else cls.__name__, make, **known)
 
 
 def _sam(cls: Any, **options: Any) -> Any:
@@ -93,16 +71,17 @@ _REFUSED = {
     "WSAM": lambda m: p.WSAM(m, m.parameters(), AdamW, lr=0.01),
 }
 _LEFT_OUT = {
-    "AdamMini": "takes the model; tested apart",
+    "AdamMini": "takes the model, and is tested apart",
     "BaseOptimizer": "abstract",
-    "DeMo": "needs a process group",
-    "DistributedMuon": "needs a process group",
+    "DeMo": "needs a process group, and is tested apart",
+    "DistributedMuon": "needs a process group, and is tested apart",
     "TRAC": "goes back to its start in every step, bare too (4.1.0)",
 }
 _WRAPPERS = [
     _wrapper(p.Lookahead, pulls=True),
     _wrapper(p.Magma, unknowable=True),
     _wrapper(p.OrthoGrad, decoupled=True),
+    _wrapper(p.OrthoGrad, "muon", Muon, decoupled=True),
     _wrapper(p.PCGrad, decoupled=True),
     _wrapper(p.ScheduleFreeWrapper, pulls=True),
 ]
@@ -125,16 +104,23 @@ _VARIANTS = [
 
 
 def _row(cls: Any) -> Inner:
-    """As the package makes it; its signature tells whether it decays, and whether that is decoupled."""
-    parameters = inspect.signature(cls).parameters
-    known = _OPTIONS.get(cls.__name__, {"lr": 0.01})
+    name, parameters = cls.__name__, inspect.signature(cls).parameters
     flag = parameters.get("weight_decouple")
-    decoupled = flag is not None and flag.default and not known.get("unknowable")
-    return row(cls, **{"decays": "weight_decay" in parameters, "decoupled": decoupled, **known})
+    return row(
+        cls,
+        decays="weight_decay" in parameters,
+        decoupled=name in _DECOUPLED_WITHOUT_A_FLAG or (flag is not None and flag.default and name not in _UNKNOWABLE),
+        linear=name in _LINEAR,
+        unknowable=name in _UNKNOWABLE,
+        pulls=name in _PULL,
+        weights_only=name not in _NEED_A_PICKLE,
+        **({"lr": 0.01} if "lr" in parameters and name not in _OWN_LEARNING_RATE else {}),
+        **_OPTIONS.get(name, {}),
+    )
 
 
 def _rows() -> list[Inner]:
-    done = {*_REFUSED, *_LEFT_OUT, *(inner.name for inner in _WRAPPERS)}
+    done = {*_REFUSED, *_LEFT_OUT, *(inner.name.partition("-")[0] for inner in _WRAPPERS)}
     found: list[Any] = [p.load_optimizer(name) for name in p.get_supported_optimizers()]
     return [_row(cls) for cls in found if not cls.__module__.startswith("torch.") and cls.__name__ not in done]
 

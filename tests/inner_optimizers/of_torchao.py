@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torchao.optim as a
 import torch
+import torchao.optim as a
 
 from .row import Table, optimizers_of, row
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 
 import toy
 from inner_optimizers import ALL, PACKAGES, TABLES, Inner
-from recorder import corrected_gradients
+from recorder import train_by_hand
 from sdsopt import GramPower, SDSPreconditioner, available_corrections
 from sdsopt.errors import UnsupportedOptimizerError
 from sdsopt.inner import require_mappable
@@ -65,10 +66,14 @@ def wrapped(inner: Inner, model: Network, correction: str, weight_decay: float =
     return SDSPreconditioner(bare(inner, model, weight_decay), model, correction)
 
 
+def seed(number: int) -> None:
+    """For what optimizers draw at random."""
+    torch.manual_seed(number)
+    np.random.seed(number)
+
+
 def train(model: Network, optimizer: Optimizer, steps: int, first: int = 0) -> None:
-    """Seeds what optimizers draw at random."""
-    torch.manual_seed(first)
-    np.random.seed(first)  # noqa: NPY002
+    seed(first)
     toy.train(model, optimizer, steps, first)
 
 
@@ -99,6 +104,27 @@ def test_the_table_is_complete(package: str) -> None:
     assert len({inner.name for inner in table.rows}) == len(table.rows)
 
 
+def documented(section: str) -> str:
+    """One section of the page on inner optimizers."""
+    page = (Path(__file__).parents[2] / "docs" / "inner-optimizers.md").read_text(encoding="utf8")
+    return page.partition(f"# {section}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("package", TABLES)
+def test_the_documentation_has_the_same_table(package: str) -> None:
+    table = TABLES[package]
+    [names] = re.findall(rf"^\| `{package}` \| (.*) \|$", documented("Inner optimizers"), flags=re.MULTILINE)
+    tabled = {inner.name.partition("-")[0] for inner in table.rows}
+    apart = {name for name, reason in table.left_out.items() if "tested apart" in reason}
+    assert set(names.split(", ")) == tabled | apart
+
+    refused, limited = (set(re.findall(r"\w+", documented(section))) for section in ("Refused", "Limited"))
+    assert set(table.refused) <= refused
+    assert {name for name in table.left_out if name not in apart} - {"BaseOptimizer"} <= limited
+    special = [i for i in table.rows if i.unknowable or not i.loads or not i.weights_only]
+    assert {inner.name.partition("-")[0] for inner in special} <= limited
+
+
 @every
 def test_lora_is_the_bare_optimizer_bit_for_bit(inner: Inner) -> None:
     one, other = network(inner), network(inner)
@@ -110,15 +136,8 @@ def test_lora_is_the_bare_optimizer_bit_for_bit(inner: Inner) -> None:
 @every
 def test_a_corrected_step_is_the_bare_step_on_corrected_gradients(inner: Inner) -> None:
     plain, by_hand, model = network(inner), network(inner), network(inner)
-    optimizer = bare(inner, by_hand)
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    for step in range(8):
-        by_hand.zero_grad()
-        by_hand.loss(step).backward()
-        for parameter, gradient in corrected_gradients(by_hand, "sds").items():
-            parameter.grad = gradient
-        optimizer.step()
+    seed(0)
+    train_by_hand(by_hand, bare(inner, by_hand), 8)
     train(model, wrapped(inner, model, "sds"), 8)
     train(plain, bare(inner, plain), 8)
     assert_same(by_hand, model)
@@ -227,8 +246,7 @@ def one_step(inner: Inner, after: int, setting: dict[str, Any]) -> Step:
             if step == after:  # the state is the same in both, and so the difference is this step's
                 optimizer.param_groups[0]["weight_decay"] = weight_decay
                 before = parameter.detach().clone()
-            torch.manual_seed(step)
-            np.random.seed(step)  # noqa: NPY002
+            seed(step)
             parameter.grad = torch.randn(shape, generator=generator, dtype=inner.dtype)
             optimizer.step()
         ends.append(parameter.detach())
@@ -300,7 +318,7 @@ def pull(inner: Inner) -> float:
     for displacement in (0.0, 1.0):
         parameter = Parameter(torch.arange(1.0, 21.0, dtype=inner.dtype).reshape(5, 4))
         optimizer = inner([parameter])
-        torch.manual_seed(0)
+        seed(0)
         for step in range(13):
             parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
@@ -340,6 +358,51 @@ def test_what_takes_more_than_a_gradient_is_refused(package: str, name: str) -> 
     optimizer = TABLES[package].refused[name](model)
     with pytest.raises(UnsupportedOptimizerError, match=name):
         SDSPreconditioner(optimizer, model)
+
+
+def test_one_that_takes_the_model_and_not_its_parameters() -> None:
+    """AdamMini makes a group of each parameter, named, and with this has its own way for biases."""
+    package = pytest.importorskip("pytorch_optimizer", exc_type=ImportError)
+    plain, model, by_hand = Network(), Network(), Network()
+    train(plain, package.AdamMini(plain, lr=0.01), 4)
+    train(model, SDSPreconditioner(package.AdamMini(model, lr=0.01), model), 4)
+    train_by_hand(by_hand, package.AdamMini(by_hand, lr=0.01), 4)
+    assert_same(model, by_hand)
+    assert_factors_differ(model, plain)
+
+
+def test_what_is_left_out_does_not_work_bare_either() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes.optim", exc_type=ImportError)
+    package = pytest.importorskip("pytorch_optimizer", exc_type=ImportError)
+    for name in ("AdEMAMix32bit", "PagedAdEMAMix32bit"):
+        model = Network()
+        with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+            train(model, getattr(bitsandbytes, name)(model.parameters(), lr=0.01), 1)
+    start, model = Network(), Network()
+    train(model, package.TRAC(torch.optim.AdamW(model.parameters(), lr=0.01)), 8)
+    torch.testing.assert_close(model.state_dict(), start.state_dict())
+
+
+DISTRIBUTED: dict[str, dict[str, Any]] = {"DistributedMuon": {"use_muon": True}, "DeMo": {}}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTED)
+def test_those_that_need_a_process_group(name: str, tmp_path: Path) -> None:
+    package = pytest.importorskip("pytorch_optimizer", exc_type=ImportError)
+
+    def make(model: Network) -> Optimizer:
+        return getattr(package, name)([{"params": list(matrices(model)), **DISTRIBUTED[name]}], lr=0.01)
+
+    plain, model, by_hand = Network(), Network(), Network()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        train(plain, make(plain), 4)
+        train(model, SDSPreconditioner(make(model), model), 4)
+        train_by_hand(by_hand, make(by_hand), 4)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_same(model, by_hand)
+    assert_factors_differ(model, plain)
 
 
 def test_no_row_warns_where_it_matters() -> None:
