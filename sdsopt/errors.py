@@ -39,3 +39,7 @@ class UnsupportedOptimizerError(SDSOptError, TypeError):
 
 class UnknownCorrectionError(SDSOptError, ValueError):
     """No correction of that name is registered."""
+
+
+class MissingExtraError(SDSOptError, ImportError):
+    """A package of an optional extra is not installed."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import ASGD, Optimizer
 
+from sdsopt.corrections import Correction
 from sdsopt.errors import UnsupportedOptimizerError
 from sdsopt.nesting import nested
 from sdsopt.weight_decay import require_separable_decay
@@ -73,12 +74,23 @@ def require_usable(optimizer: Optimizer) -> None:
         )
 
 
-def require_mappable(optimizer: Optimizer, groups: Iterable[dict[str, Any]]) -> None:
-    """Refuses an optimizer whose step holds more than its answer to the gradients and a known weight decay.
+def require_mappable(optimizer: Optimizer, correction: Correction, groups: Sequence[dict[str, Any]]) -> None:
+    """Refuses an optimizer whose steps the correction cannot map.
 
     Raises:
-        UnsupportedOptimizerError: It is one of these.
+        UnsupportedOptimizerError: The correction maps steps, and those of the optimizer hold more than its answer to
+            the gradients and a known weight decay; or it needs learning rates, and there are none.
     """
+    if correction.uses_updates:
+        _require_separable_steps(optimizer, groups)
+    if correction.uses_learning_rates and any(group.get("lr") is None for group in groups):
+        raise UnsupportedOptimizerError(
+            f"{correction} takes the length of its steps from the learning rate, and {type(optimizer).__name__} has "
+            'no "lr" in its param groups; use an optimizer with a learning rate of its own, such as SGD with momentum'
+        )
+
+
+def _require_separable_steps(optimizer: Optimizer, groups: Sequence[dict[str, Any]]) -> None:
     for each in nested(optimizer):
         names = _names(each)
         if isinstance(each, ASGD) or any(name in _OWN_PULL or "ScheduleFree" in name for name in names):

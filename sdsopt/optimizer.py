@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable
@@ -12,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.profiler import record_function
 
-from sdsopt.corrections import Correction
-from sdsopt.engine import Recipe, StepEngine
+from sdsopt.corrections import Correction, make_correction
+from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
 from sdsopt.errors import NoPairsError
 from sdsopt.inner import require_mappable, require_usable
 from sdsopt.linalg import InverseRoot
@@ -79,7 +80,8 @@ class SDSPreconditioner(Optimizer):
         UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS, SAM), differentiates twice
             (SophiaH), takes sparse gradients only (SparseAdam), corrects LoRA gradients itself, or is no
             `torch.optim.Optimizer`; or the correction maps the optimizer's step, and this holds more than can be told
-            apart (schedule-free ones, Prodigy with weight decay).
+            apart (schedule-free ones, Prodigy with weight decay), or the correction needs a learning rate and the
+            optimizer has none.
         ValueError: `damping` is negative or not finite, `max_grad_norm` is not positive, or `inverse_root` or
             `rescale` is unknown.
     """
@@ -103,8 +105,7 @@ class SDSPreconditioner(Optimizer):
             raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
         recipe = Recipe.of(correction, damping, inverse_root, rescale)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
-        if recipe.correction.uses_updates:
-            require_mappable(optimizer, optimizer.param_groups)
+        require_mappable(optimizer, recipe.correction, optimizer.param_groups)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
         self._adopt(optimizer, engine)
@@ -130,6 +131,21 @@ class SDSPreconditioner(Optimizer):
     def pairs(self) -> tuple[LoRAPair, ...]:
         """The pairs known to the wrapper, those of frozen adapters included."""
         return self._engine.pairs
+
+    def diagnostics(self) -> dict[str, PairMeasurement]:
+        """Measures the pairs and their present gradients, raw ("lora") and corrected; see `sdsopt.Recorder`.
+
+        Call it between `backward` and `step`. It changes nothing, and costs nothing unless called.
+
+        Returns:
+            The measurements by pair name, of pairs that have a gradient; the correction's under "corrected".
+
+        Raises:
+            DoubleCorrectionError: `sdsopt.attach` has corrected the gradients already.
+        """
+        recipe = self._engine.recipe
+        raw = dataclasses.replace(recipe, correction=make_correction("lora"))
+        return measure(self.pairs, {"lora": raw, "corrected": recipe})
 
     @_with_instance_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -196,8 +212,7 @@ class SDSPreconditioner(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the inner optimizer."""
-        if self.correction.uses_updates:
-            require_mappable(self._inner, [{**self.defaults, **param_group}])
+        require_mappable(self._inner, self.correction, [{**self.defaults, **param_group}])
         self._inner.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

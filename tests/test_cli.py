@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -31,12 +32,65 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--corrections" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["compare", "completion"])
+def test_every_commands_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"  sdsopt {command} " in out.partition("examples:")[2].partition("exit codes:")[0]
+    assert "130" in out.partition("exit codes:")[2]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    for word in ("compare", "--corrections", "completion"):
+        assert word.lstrip("-") in out
+
+
+def test_bash_completes() -> None:
+    """In a real shell: `sdsopt com<Tab>`."""
+    script = (
+        'eval "$(python -m sdsopt completion bash)"; COMP_WORDS=(sdsopt comp); COMP_CWORD=1; '
+        '$(complete -p sdsopt | sed "s/.*-F \\([^ ]*\\).*/\\1/") sdsopt comp sdsopt; echo "${COMPREPLY[@]}"'
+    )
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert run.stdout.split() == ["compare", "completion"], run.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdsopt", "completion", "bash"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 1
+
+
+def test_json_is_one_document_of_plain_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert main([*SMALL, "--corrections", "lora,sds", "--out", str(tmp_path), "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    results = json.loads(out, parse_constant=refuse)
+    assert err == ""
+    assert [row["method"] for row in results["methods"]] == ["full", "lora", "sds"]
+    for row in results["methods"]:
+        best = min(row["learning_rates"], key=lambda cell: cell["mean"])
+        assert row["best_lr"] == best["lr"] and row["train_loss"]["mean"] == best["mean"]
+        assert best["count"] == 2
+
+
 def test_compare_prints_a_table_and_names_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--corrections", "lora,sds", "--out", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert re.search(r"sds +0\.\d+", out)
     assert "12/12" in err or "timing the steps" in err
-    for name in ("runs.jsonl", "loss_curves.png", "lr_sensitivity.png", "condition_numbers.png"):
+    for name in ("report.html", "table.md", "loss_curves.png", "lr_sensitivity.png", "condition_numbers.png"):
         assert (tmp_path / name).exists()
         assert name in out.replace("\n", "")
 
@@ -44,6 +98,26 @@ def test_compare_prints_a_table_and_names_its_files(tmp_path: Path, capsys: pyte
     out, err = capsys.readouterr()
     assert err == ""
     assert "full" not in [line.split()[0] for line in out.splitlines() if line.split()]
+
+
+def test_a_report_is_made_again_without_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--corrections", "lora,sds", "--out", str(tmp_path), "--quiet"]) == 0
+    table = capsys.readouterr().out
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".html", ".md")}
+    for name in first:
+        (tmp_path / name).unlink()
+    assert main(["compare", "report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == table
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name in first} == first
+
+    (tmp_path / "runs.jsonl").write_text("")
+    assert main(["compare", "report", str(tmp_path)]) == 1
+    assert "12 of the 12 runs" in capsys.readouterr().err
+
+
+def test_a_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "report", str(tmp_path)]) == 1
+    assert f"{tmp_path} holds no finished comparison" in capsys.readouterr().err
 
 
 def test_resuming_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +137,7 @@ def test_resuming_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["compare", "--seeds", "0"], "at least one seed"),
         (["compare", "--steps", "0"], "steps must be at least 1"),
         (["compare", "--jobs", "0"], "--jobs must be at least 1"),
-        (["compare", "--task", "nothing"], "'digits' or package.module:Task"),
+        (["compare", "--task", "nothing"], "sensing or package.module:Task"),
         (["compare", "--task", "no_such_module:Task"], "no module 'no_such_module'"),
         (["compare", "--task", "toy_task:Nothing"], "toy_task has no 'Nothing'"),
         (["compare", "--task", "toy_task:Dense"], "is not a sdsopt.compare.Task"),

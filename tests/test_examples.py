@@ -19,14 +19,18 @@ import peft_finetune
 from recorder import corrected_gradients
 from sdsopt import SDSPreconditioner, available_corrections
 from sdsopt.cli import main as cli
+from sdsopt.compare import Settings
 from toy import lora_linear
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_every_example_is_tested() -> None:
-    names = {"minimal", "peft_finetune", "ill_conditioned", "low_bit", "loraplus"}
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == names
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    texts = [path.read_text(encoding="utf8") for path in (ROOT / "tests").rglob("test_*.py")]
+    tested = {name for name in examples if any(re.search(rf"^\s*import {name}$", t, re.MULTILINE) for t in texts)}
+    assert examples
+    assert tested == examples
 
 
 def test_minimal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,5 +115,5 @@ def test_the_readmes_usage() -> None:
 def test_the_table_in_the_readme_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["--version"]) == 0
     text = (ROOT / "README.md").read_text(encoding="utf8")
-    for name in available_corrections():
-        assert f"  {name} " in text
+    for method in Settings().methods:
+        assert f"  {method.name} " in text

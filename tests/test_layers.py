@@ -16,17 +16,20 @@ PACKAGE = Path(sdsopt.__file__).parent
 # Each part may import those before it, except where `NEVER` forbids it.
 ORDER = [
     "errors",
+    "extras",
     "_version",
     "linalg",
     "pairs",
     "diagnostics",
     "corrections",
+    "lora_plus",
     "nesting",
     "weight_decay",
     "inner",
     "engine",
     "hooks",
     "optimizer",
+    "recorder",
     "constructors",
     "__init__",
     "integrations",
@@ -35,7 +38,7 @@ ORDER = [
     "__main__",
 ]
 OPTIMIZERS = {"nesting", "weight_decay", "inner"}
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": OPTIMIZERS, "hooks": OPTIMIZERS}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": OPTIMIZERS, "hooks": OPTIMIZERS}
 TORCH_ONLY = set(ORDER) - {"integrations", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
@@ -93,7 +96,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 # None in sys.modules makes an import of that name fail.
 WITHOUT = """
 import sys
-for name in ("peft", "transformers", "accelerate", "numpy", "sklearn", "matplotlib", "rich"):
+for name in ("peft", "transformers", "accelerate", "numpy", "sklearn", "matplotlib", "rich", "rich_argparse", "shtab"):
     sys.modules[name] = None
 """
 

@@ -21,6 +21,7 @@ import toy
 from inner_optimizers import ALL, PACKAGES, TABLES, Inner
 from recorder import train_by_hand
 from sdsopt import GramPower, SDSPreconditioner, available_corrections
+from sdsopt.corrections import make_correction
 from sdsopt.errors import UnsupportedOptimizerError
 from sdsopt.inner import require_mappable
 from sdsopt.weight_decay import decoupled_decay
@@ -172,7 +173,7 @@ def test_checkpoints_move_both_ways(inner: Inner, way: str) -> None:
         (inner, correction)
         for inner in ALL
         for correction in available_corrections()
-        if inner.loads and not (inner.pulls and correction == "sds-split")
+        if inner.loads and not (inner.pulls and make_correction(correction).uses_updates)
         # What a row means to one correction of gradients it means to all.
         if inner.name.startswith("torch.") or correction == ("sds" if inner.pulls else "sds-split")
     ],
@@ -207,7 +208,8 @@ def test_what_does_not_load_wrapped_does_not_load_bare() -> None:
 def mappable(inner: Inner, setting: dict[str, Any]) -> bool:
     optimizer = bare(inner, network(inner), 0.1)
     try:
-        require_mappable(optimizer, [{**group, **setting} for group in optimizer.param_groups])
+        groups = [{**group, **setting} for group in optimizer.param_groups]
+        require_mappable(optimizer, make_correction("sds-split"), groups)
     except UnsupportedOptimizerError:
         return False
     return True
@@ -339,6 +341,13 @@ def test_the_split_form_refuses_steps_that_pull(inner: Inner) -> None:
         model = network(inner)
         with pytest.raises(UnsupportedOptimizerError, match="also draws the weights towards values of its own"):
             wrapped(inner, model, "sds-split")
+
+
+@parametrized([inner for inner in ALL if inner.name.endswith("Adafactor-relative")])
+def test_a_correction_that_takes_a_learning_rate_refuses_those_without(inner: Inner) -> None:
+    model = network(inner)
+    with pytest.raises(UnsupportedOptimizerError, match=r"takes the length of its steps .* has no \"lr\""):
+        wrapped(inner, model, "lora-muon")
 
 
 def test_a_group_that_cannot_be_mapped_is_not_added() -> None:
