@@ -343,13 +343,6 @@ def test_the_split_form_refuses_steps_that_pull(inner: Inner) -> None:
             wrapped(inner, model, "sds-split")
 
 
-@parametrized([inner for inner in ALL if inner.name.endswith("Adafactor-relative")])
-def test_a_correction_that_takes_a_learning_rate_refuses_those_without(inner: Inner) -> None:
-    model = network(inner)
-    with pytest.raises(UnsupportedOptimizerError, match=r"takes the length of its steps .* has no \"lr\""):
-        wrapped(inner, model, "lora-muon")
-
-
 def test_a_group_that_cannot_be_mapped_is_not_added() -> None:
     model = Network()
     inner = next(inner for inner in ALL if inner.unknowable)
