@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 import transformers
 
 import ill_conditioned
+import loraplus
+import low_bit
 import minimal
 import oracle
 import peft_finetune
 from documented import ROOT, blocks, execute
 from recorder import corrected_gradients
-from sdsopt import available_corrections
+from sdsopt import SDSPreconditioner, available_corrections
 from sdsopt.cli import main as cli
 from sdsopt.compare import Settings
 from toy import lora_linear
@@ -43,6 +46,27 @@ def test_peft_finetune_resumes_exactly(
     loss, resumed = peft_finetune.main(correction, steps=30)
     assert loss == resumed
     assert "held-out accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("inner", ["bitsandbytes.optim.AdamW8bit", "torchao.optim.AdamW4bit"])
+def test_low_bit(inner: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(inner.rpartition(".")[0], exc_type=ImportError)
+    with torch.compiler.set_stance("force_eager"):  # torchao would compile its step
+        results = low_bit.main(["torch.optim.AdamW", inner], steps=6)
+        monkeypatch.setattr(low_bit, "SDSPreconditioner", partial(SDSPreconditioner, correction="lora"))
+        plain = low_bit.main([inner], steps=6)
+    losses, size = results[inner]
+    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] != plain[inner][0][-1]
+    assert size < results["torch.optim.AdamW"][1] / 2
+    assert f"{inner:28} loss" in capsys.readouterr().out
+
+
+def test_loraplus(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = loraplus.main()
+    assert losses[-1] < 0.8 * losses[0]
+    assert "learning rates 2.0e-03, 1.6e-02" in capsys.readouterr().out
 
 
 def test_ill_conditioned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
