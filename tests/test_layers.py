@@ -25,7 +25,9 @@ ORDER = [
     "adapters",
     "corrections",
     "lora_plus",
+    "nesting",
     "weight_decay",
+    "inner",
     "engine",
     "hooks",
     "optimizer",
@@ -37,7 +39,8 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
+OPTIMIZERS = {"nesting", "weight_decay", "inner"}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": OPTIMIZERS, "hooks": OPTIMIZERS}
 TORCH_ONLY = set(ORDER) - {"adapters", "integrations", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 

@@ -128,7 +128,18 @@ class StepEngine:
             if parameters.A is not None or parameters.B is not None:
                 pair.check()
                 targets.append(_Target(Job(pair, A, B), parameters, PairTensors(None, None)))
+        if not targets:
+            self._require_ownership(groups)
         return targets
+
+    def _require_ownership(self, groups: Mapping[int, ParamGroup]) -> None:
+        owned = [id(getattr(self.pairs[index], side)) in groups for index, side in self._was_owned]
+        if owned and not any(owned):
+            raise StaleParametersError(
+                f"the optimizer no longer holds any of the {len(owned)} LoRA factors that it was built with. DeepSpeed "
+                "ZeRO puts flat parameters in their place: leave its optimizer bare, and call sdsopt.attach(model) "
+                "before deepspeed.initialize. Otherwise, build the optimizer again from the model's parameters."
+            )
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
         if parameter.grad is None:

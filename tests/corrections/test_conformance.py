@@ -305,7 +305,7 @@ def test_non_finite_numbers_neither_raise_nor_vanish(name: str, where: str) -> N
 def test_the_comparison_takes_them_all(tmp_path: Path) -> None:
     """By name, without a line for them; and each is another training than plain LoRA's."""
     inners = ("adamw", "sgd")
-    settings = Settings(NAMES, full=False, inner=inners, seeds=(0,), rank=3, steps=5, lrs=(0.01,))
+    settings = Settings(NAMES, full=False, inner=inners, seeds=(0,), ranks=(3,), steps=5, lrs=(0.01,))
     records = compare(Regression(), settings, out=tmp_path).records
     losses = {(record.inner, record.method): record.losses for record in records if not record.diverged}
     assert losses.keys() == {(inner, name) for inner in inners for name in NAMES}
