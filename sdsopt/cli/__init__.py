@@ -17,8 +17,10 @@ _COMMANDS = (compare, inspect, rebalance)
 
 _EPILOG = f"""\
 examples:
-  sdsopt compare                    an ablation of corrections, on a task that comes with it
-  sdsopt COMMAND --help             the options of a command, with examples
+  sdsopt inspect out/checkpoint-500     how ill-conditioned an adapter is
+  sdsopt rebalance old-adapter new      the same update in balanced factors
+  sdsopt compare                        an ablation of corrections, on a task that comes with it
+  sdsopt COMMAND --help                 the options of a command, with examples
 
 {EXIT_CODES}"""
 
