@@ -29,12 +29,13 @@ ORDER = [
     "constructors",
     "__init__",
     "integrations",
+    "reference",
     "compare",
     "cli",
     "__main__",
 ]
 NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
-TORCH_ONLY = set(ORDER) - {"integrations", "compare", "cli", "__main__"}
+TORCH_ONLY = set(ORDER) - {"integrations", "reference", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
 
