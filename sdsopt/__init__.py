@@ -3,11 +3,13 @@
 from sdsopt._version import __version__
 from sdsopt.constructors import SDSSGD, SDSAdamW
 from sdsopt.corrections import (
+    AltLoRA,
     Correction,
     Factors,
     GramPower,
     KeepNorm,
     PairTensors,
+    TrackBasis,
     available_corrections,
     register_correction,
 )
@@ -17,6 +19,7 @@ from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, linked_pairs, register_layout
 
 __all__ = [
+    "AltLoRA",
     "Correction",
     "Factors",
     "GramPower",
@@ -31,6 +34,7 @@ __all__ = [
     "SDSPreconditioner",
     "SDSSGD",
     "Skipped",
+    "TrackBasis",
     "__version__",
     "attach",
     "available_corrections",

@@ -23,6 +23,7 @@ ORDER = [
     "diagnostics",
     "corrections",
     "weight_decay",
+    "moments",
     "engine",
     "hooks",
     "optimizer",
@@ -34,7 +35,12 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
+NEVER = {
+    "pairs": {"linalg"},
+    "corrections": {"pairs", "linalg"},
+    "engine": {"weight_decay", "moments"},
+    "hooks": {"weight_decay", "moments"},
+}
 TORCH_ONLY = set(ORDER) - {"integrations", "reference", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 

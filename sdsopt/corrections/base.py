@@ -46,6 +46,7 @@ class Factors:
         dtype: The dtype to compute in; that of the gradients handed to the correction.
         roots_A: M_A^(-p), (e, r, r), for each p of `Correction.gram_exponents`, with M_A = A·Aᵀ.
         roots_B: M_B^(-p), (e, r, r), likewise, with M_B = Bᵀ·B.
+        step: How many steps were taken before; counted only where the correction `uses_step`.
     """
 
     stored_A: Tensor
@@ -54,6 +55,7 @@ class Factors:
     dtype: torch.dtype
     roots_A: Mapping[float, Tensor]
     roots_B: Mapping[float, Tensor]
+    step: int = 0
 
     # Converted on first use only: most corrections need the roots and never look at the factors.
     @cached_property
@@ -91,6 +93,32 @@ class Correction(ABC):
         """
         return False
 
+    # Between steps. The engine does what these ask for. All that it has to remember is a number of steps, which goes
+    # into the optimizer's param groups: there every kind of checkpoint keeps it.
+
+    @property
+    def uses_step(self) -> bool:
+        """Whether `precondition` looks at `Factors.step`."""
+        return False
+
+    @property
+    def basis_exponent(self) -> float | None:
+        """The p for which corrected gradients are c·M_B^(-p)·gA and c·gB·M_A^(-p), with a number c; None without one.
+
+        Then all that the inner optimizer gathers of them are coordinates in the bases B·M_B^(-p) and M_A^(-p)·A.
+        """
+        return None
+
+    @property
+    def carries_moments(self) -> bool:
+        """Whether the inner optimizer's moments follow these bases from step to step. Needs a `basis_exponent`."""
+        return False
+
+    @property
+    def rebalance_every(self) -> int | None:
+        """After how many steps the factors are balanced, with the same product; None for never. Needs as much."""
+        return None
+
     @abstractmethod
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Corrects the gradients before the inner optimizer sees them.
@@ -100,7 +128,8 @@ class Correction(ABC):
             gradients: gA = s·BᵀG (e, r, n) and gB = s·G·Aᵀ (e, m, r); either may be None.
 
         Returns:
-            Tensors of the same shapes; None where the input is None.
+            Tensors of the same shapes. None where the input is None, and for a factor that shall make no step at all:
+            the inner optimizer then passes it over, weight decay included.
         """
 
     def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
@@ -108,7 +137,7 @@ class Correction(ABC):
 
         Args:
             factors: The factors as they were *before* the step.
-            updates: δA (e, r, n) and δB (e, m, r).
+            updates: δA (e, r, n) and δB (e, m, r); None for a factor that made no step.
 
         Returns:
             The updates to make instead.

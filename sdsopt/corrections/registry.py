@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sdsopt.corrections.altlora import AltLoRA
 from sdsopt.corrections.base import Correction
 from sdsopt.corrections.gram_power import GramPower
 from sdsopt.errors import UnknownCorrectionError
@@ -13,6 +14,7 @@ _FACTORIES: dict[str, Callable[[], Correction]] = {
     "sds": lambda: GramPower(0.5),
     "sds-split": lambda: GramPower(0.5, update_exponent=0.5),
     "scaled": lambda: GramPower(1.0),
+    "altlora": AltLoRA,
 }
 
 

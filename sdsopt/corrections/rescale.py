@@ -8,12 +8,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sdsopt.corrections.base import Correction, Factors, PairTensors
+from sdsopt.corrections.base import Factors, PairTensors
+from sdsopt.corrections.wrapping import Wrapping
 
 
 @final
 @dataclass(frozen=True)
-class KeepNorm(Correction):
+class KeepNorm(Wrapping):
     """Gives every corrected gradient, and update, the Frobenius norm that it had uncorrected.
 
     A learning rate tuned for plain LoRA with SGD then carries over. The norm is kept for each factor and each of
@@ -26,27 +27,15 @@ class KeepNorm(Correction):
         correction: The correction whose direction is taken.
     """
 
-    correction: Correction
-
-    @property
-    def gram_exponents(self) -> tuple[float, ...]:
-        """Those of the inner correction."""
-        return self.correction.gram_exponents
-
-    @property
-    def uses_updates(self) -> bool:
-        """As the inner correction."""
-        return self.correction.uses_updates
-
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Corrects, then restores each raw gradient's norm."""
-        return gradients.map(_with_norm_of, self.correction.precondition(factors, gradients))
+        return self.correction.precondition(factors, gradients).map(_with_norm_of, gradients)
 
     def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
         """Corrects, then restores each raw update's norm."""
-        return updates.map(_with_norm_of, self.correction.postcondition(factors, updates))
+        return self.correction.postcondition(factors, updates).map(_with_norm_of, updates)
 
 
-def _with_norm_of(raw: Tensor, corrected: Tensor) -> Tensor:
+def _with_norm_of(corrected: Tensor, raw: Tensor) -> Tensor:
     wanted, actual = (torch.linalg.vector_norm(t, dim=(-2, -1), keepdim=True) for t in (raw, corrected))
     return corrected * torch.where(actual == 0, torch.ones_like(actual), wanted / actual)

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sdsopt.corrections import PairTensors
 from sdsopt.engine.backward import is_hooked
+from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
 from sdsopt.engine.job import Job, compute_roots
 from sdsopt.engine.recipe import Recipe
 from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
@@ -28,14 +29,20 @@ class _Target(NamedTuple):
 
     job: Job
     parameters: PairTensors
-    before: PairTensors  # their values before the step, where the correction maps updates
+    before: PairTensors  # their values before the step, where these are still needed after it
+
+    def before_step(self, gradients: Mapping[Tensor, Tensor | None]) -> _Target:
+        """Keeps the values of those factors that are to step."""
+        stepping = PairTensors(*(None if p is None or gradients[p] is None else p for p in self.parameters))
+        return self._replace(parameters=stepping, before=stepping.map(torch.clone))
 
 
 class StepEngine:
     """Corrects the gradients of pairs for the time of one step.
 
     Extra memory during a step: the corrected gradients, one copy of the LoRA parameters; with a correction that uses
-    updates, a second copy; with `max_grad_norm`, a copy of the other gradients; and one pair at a time in float64.
+    updates or carries moments, a second copy; with `max_grad_norm`, a copy of the other gradients; and one pair at a
+    time in float64.
 
     Args:
         pairs: The pairs to correct.
@@ -55,6 +62,7 @@ class StepEngine:
         Raises:
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: Backward corrects them already.
+            UnsupportedCorrectionError: Moments cannot follow the bases of a pair, or no pair can be rebalanced.
         """
         owned = {id(parameter) for group in param_groups for parameter in group["params"]}
         found: list[LoRAPair] = []
@@ -66,6 +74,7 @@ class StepEngine:
                     _require_unhooked(pair, side)
                 found.append(pair)
                 self._was_owned |= sides
+        require_trackable(found, self.recipe, owned)
         return found
 
     def any_gradient(self, param_groups: Iterable[ParamGroup]) -> bool:
@@ -73,7 +82,7 @@ class StepEngine:
         return any(parameter.grad is not None for group in param_groups for parameter in group["params"])
 
     @contextmanager
-    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf) -> Generator[int]:
+    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf, moments_of: MomentsOf) -> Generator[int]:
         """Puts corrected gradients in place of the raw ones; on exit, the raw ones are back.
 
         The inner optimizer steps inside the context. Everything that can fail is computed before a gradient is
@@ -82,6 +91,7 @@ class StepEngine:
         Args:
             param_groups: The optimizer's groups; only gradients of their parameters are corrected.
             decay_of: Share of a parameter that its group's step takes off as decoupled weight decay.
+            moments_of: What the optimizer remembers of a parameter's gradients.
 
         Yields:
             The number of pairs corrected.
@@ -94,25 +104,26 @@ class StepEngine:
         """
         correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
-        targets = self._targets(groups)
+        targets = self._targets(groups, steps_taken(param_groups))
         device_types = {target.job.A.device.type for target in targets}
         with torch.no_grad(), without_autocast(device_types):
             compute_roots([target.job for target in targets], self.recipe)
-            gradients: dict[Parameter, Tensor] = {}
+            gradients: dict[Tensor, Tensor | None] = {}
             for target in targets:
                 gradients.update(self._precondition(target))
-            if correction.uses_updates:
-                targets = [target._replace(before=target.parameters.map(torch.clone)) for target in targets]
+            if correction.uses_updates or correction.carries_moments:
+                targets = [target.before_step(gradients) for target in targets]
 
         with _gradients_replaced(gradients), self._clipped(param_groups):
             yield len(targets)
 
-        if correction.uses_updates:
-            with torch.no_grad(), without_autocast(device_types):
+        with torch.no_grad(), without_autocast(device_types):
+            if correction.uses_updates:
                 for target in targets:
                     self._postcondition(target, groups, decay_of)
+            finish_step([(target.job, target.before) for target in targets], self.recipe, param_groups, moments_of)
 
-    def _targets(self, groups: Mapping[int, ParamGroup]) -> list[_Target]:
+    def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> list[_Target]:
         targets: list[_Target] = []
         for index, pair in enumerate(self.pairs):
             A, B = pair.A, pair.B
@@ -122,7 +133,7 @@ class StepEngine:
             )
             if parameters.A is not None or parameters.B is not None:
                 pair.check()
-                targets.append(_Target(Job(pair, A, B), parameters, PairTensors(None, None)))
+                targets.append(_Target(Job(pair, A, B, step), parameters, PairTensors(None, None)))
         return targets
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
@@ -146,12 +157,12 @@ class StepEngine:
         self._was_owned.add((index, side))
         return True
 
-    def _precondition(self, target: _Target) -> dict[Parameter, Tensor]:
-        """Returns the corrected gradients by parameter."""
+    def _precondition(self, target: _Target) -> dict[Tensor, Tensor | None]:
+        """Returns the corrected gradients by parameter; None for one that shall not step."""
         job = target.job
         raw = target.parameters.map(lambda parameter: parameter.grad)
         corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(raw)))
-        return {p: g for p, g in zip((job.A, job.B), corrected, strict=True) if g is not None}
+        return {p: g for p, g in zip(target.parameters, corrected, strict=True) if p is not None}
 
     @contextmanager
     def _clipped(self, param_groups: Sequence[ParamGroup]) -> Generator[None]:
@@ -182,8 +193,8 @@ def _require_unhooked(pair: LoRAPair, side: str) -> None:
 
 
 @contextmanager
-def _gradients_replaced(gradients: Mapping[Parameter, Tensor]) -> Generator[None]:
-    replaced: list[tuple[Parameter, Tensor | None]] = []
+def _gradients_replaced(gradients: Mapping[Tensor, Tensor | None]) -> Generator[None]:
+    replaced: list[tuple[Tensor, Tensor | None]] = []
     try:
         for parameter, gradient in gradients.items():
             replaced.append((parameter, parameter.grad))
@@ -192,5 +203,5 @@ def _gradients_replaced(gradients: Mapping[Parameter, Tensor]) -> Generator[None
     finally:
         for parameter, raw in replaced:
             # An inner optimizer that frees gradients in its step means it.
-            if parameter.grad is not None:
+            if parameter.grad is not None or gradients[parameter] is None:
                 parameter.grad = raw

@@ -1,5 +1,6 @@
 """Batched inverse roots of r×r Gram matrices. Knows nothing of LoRA."""
 
+from sdsopt.linalg.balance import balancing_transform
 from sdsopt.linalg.base import InverseRoot, RootResult, RootStatus
 from sdsopt.linalg.eigh import EighInverseRoot
 from sdsopt.linalg.precision import accurate_dtype, without_autocast
@@ -14,6 +15,7 @@ __all__ = [
     "SVDInverseRoot",
     "accurate_dtype",
     "available_inverse_roots",
+    "balancing_transform",
     "make_inverse_root",
     "without_autocast",
 ]

@@ -13,7 +13,7 @@ from toy import LoRALinear, lora_linear
 
 
 def test_the_names() -> None:
-    assert available_corrections() == ("lora", "sds", "sds-split", "scaled")
+    assert available_corrections() == ("lora", "sds", "sds-split", "scaled", "altlora")
     assert make_correction("lora") == GramPower(0.0)
     assert make_correction("sds") == GramPower(0.5)
     assert make_correction("sds-split") == GramPower(0.5, update_exponent=0.5)
@@ -21,7 +21,7 @@ def test_the_names() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownCorrectionError, match=r"'sdss'.*lora, sds, sds-split, scaled"):
+    with pytest.raises(UnknownCorrectionError, match=r"'sdss'.*lora, sds, sds-split, scaled, altlora"):
         make_correction("sdss")
     with pytest.raises(TypeError, match="name or a Correction"):
         make_correction(0.5)  # pyright: ignore

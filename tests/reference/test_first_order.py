@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def reference_step(A: Tensor, B: Tensor, make: Callable[..., Optimizer], lr: flo
 
 
 def order(differences: list[float]) -> list[float]:
-    return [math.log2(a / b) for a, b in zip(differences, differences[1:], strict=False)]
+    return [math.log2(a / b) for a, b in pairwise(differences)]
 
 
 @pytest.mark.parametrize(
