@@ -55,6 +55,14 @@ def require_known_moments(optimizer: Optimizer) -> None:
         )
 
 
-def keeps_moments(optimizer: Optimizer) -> bool:
-    """Tells whether there will be any: SGD without momentum has none."""
-    return any(group.get("momentum", 1) or "betas" in group for group in optimizer.param_groups)
+def require_moments(optimizer: Optimizer) -> None:
+    """Refuses an optimizer of which it is known that it will remember nothing.
+
+    Raises:
+        UnsupportedOptimizerError: It is SGD without momentum.
+    """
+    if not any(group.get("momentum", 1) for group in optimizer.param_groups):
+        raise UnsupportedOptimizerError(
+            f"{type(optimizer).__name__} without momentum keeps no moments, so there is nothing to carry from one "
+            "basis to the next; give it momentum, or leave transport out"
+        )

@@ -22,11 +22,13 @@ ORDER = [
     "pairs",
     "diagnostics",
     "corrections",
+    "lora_plus",
     "weight_decay",
     "moments",
     "engine",
     "hooks",
     "optimizer",
+    "recorder",
     "constructors",
     "__init__",
     "integrations",
@@ -37,7 +39,7 @@ ORDER = [
 ]
 NEVER = {
     "pairs": {"linalg"},
-    "corrections": {"pairs", "linalg"},
+    "corrections": {"pairs"},
     "engine": {"weight_decay", "moments"},
     "hooks": {"weight_decay", "moments"},
 }

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sdsopt.corrections.base import Factors, PairTensors
+from sdsopt.corrections.base import Factors, LearningRates, PairTensors
 from sdsopt.corrections.wrapping import Wrapping
 
 
@@ -31,9 +31,9 @@ class KeepNorm(Wrapping):
         """Corrects, then restores each raw gradient's norm."""
         return self.correction.precondition(factors, gradients).map(_with_norm_of, gradients)
 
-    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
+    def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         """Corrects, then restores each raw update's norm."""
-        return self.correction.postcondition(factors, updates).map(_with_norm_of, updates)
+        return self.correction.postcondition(factors, updates, rates).map(_with_norm_of, updates)
 
 
 def _with_norm_of(corrected: Tensor, raw: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdsopt.corrections.base import Correction, Factors, PairTensors
+from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Wrapping(Correction):
         return self.correction.uses_updates
 
     @property
+    def uses_learning_rates(self) -> bool:
+        return self.correction.uses_learning_rates
+
+    @property
     def uses_step(self) -> bool:
         return self.correction.uses_step
 
@@ -41,5 +45,5 @@ class Wrapping(Correction):
     def rebalance_every(self) -> int | None:
         return self.correction.rebalance_every
 
-    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
-        return self.correction.postcondition(factors, updates)
+    def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
+        return self.correction.postcondition(factors, updates, rates)

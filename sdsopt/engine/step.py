@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
-from sdsopt.corrections import PairTensors
+from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
 from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
 from sdsopt.engine.job import Job, compute_roots
@@ -178,9 +178,10 @@ class StepEngine:
     def _postcondition(self, target: _Target, groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
         """Replaces the step that was taken by the one that the correction makes of it; the decay stays as it is."""
         job, parameters, before = target
+        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in parameters))
         decayed = parameters.map(lambda p, start: start * (1 - decay_of(groups[id(p)], p)), before)
         updates = parameters.map(torch.sub, decayed)
-        mapped = job.join(self.recipe.correction.postcondition(job.factors(before), job.split(updates)))
+        mapped = job.join(self.recipe.correction.postcondition(job.factors(before), job.split(updates), rates))
         parameters.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)
 
 
