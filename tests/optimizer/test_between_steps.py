@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 from typing import Any
 
@@ -296,3 +297,27 @@ def test_adalora_is_refused(options: dict[str, Any]) -> None:
     assert find_pairs(model)
     with pytest.raises(UnsupportedCorrectionError, match="AdaLoRA"):
         SDSPreconditioner(AdamW(p for p in model.parameters() if p.requires_grad), model, **options)
+
+
+def adamw_like(parameters: Any) -> Optimizer:
+    return AdamW(parameters, lr=0.01)
+
+
+def sgd_like(parameters: Any) -> Optimizer:
+    return SGD(parameters, lr=0.01, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "inner"),
+    [(sdsopt.SDSAdamW, {}, adamw_like), (sdsopt.SDSSGD, {"momentum": 0.9}, sgd_like)],
+    ids=["AdamW", "SGD"],
+)
+def test_the_constructors_hand_the_wrappers_options_on(cls: Any, options: dict[str, Any], inner: Any) -> None:
+    wanted = {n for n, p in inspect.signature(SDSPreconditioner).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert wanted <= set(inspect.signature(cls).parameters)
+    model, other = Network(), Network()
+    sdsopt.link(model)
+    between = {"transport": "moments", "rebalance_every": 2}
+    train(model, cls(model.parameters(), lr=0.01, **options, **between), 4)
+    train(other, SDSPreconditioner(inner(other.parameters()), other, **between), 4)
+    assert_same(model, other)
