@@ -22,8 +22,8 @@ class AltLoRA(Correction):
     and weight decay are the inner optimizer's; the factor that waits is not decayed. From B = 0 the first steps of A
     are as large as those of `scaled`: warm the learning rate up.
 
-    Source: AltLoRA (arXiv 2505.12455). Its code damps by 1e-3·I; here damping is relative. A step costs as much as one
-    of `scaled`; carrying momentum doubles the r×r work.
+    Source: AltLoRA (arXiv 2505.12455). Its code damps by a fixed multiple of I; here damping is relative. A step costs
+    as much as one of `scaled`; carrying momentum doubles the r×r work.
 
     Attributes:
         every: For how many steps a factor has its turn.

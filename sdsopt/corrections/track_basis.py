@@ -32,7 +32,9 @@ class TrackBasis(Wrapping):
     condition number the two factors then share equally. Its change of basis loses nothing, and moments are always
     carried through it. A pair whose product has a rank below r stays as it is.
 
-    Source: LoRA-RITE (arXiv 2410.20625) and LoFT (arXiv 2505.21289) for the transport; their own optimizers do it.
+    Source: LoRA-RITE (arXiv 2410.20625) and LoFT (arXiv 2505.21289) carry moments, in optimizers of their own: with
+    r×r second moments, and in RITE with a compensation for what of them leaves the subspace; a stock optimizer's state
+    has no place for either. BaLoRA (arXiv 2605.31484) balances.
 
     Attributes:
         carry_moments: Whether moments follow every step.
