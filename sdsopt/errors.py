@@ -42,6 +42,10 @@ class UnsupportedGradientError(SDSOptError, TypeError):
     """A gradient is of a kind that cannot be corrected, such as a sparse one."""
 
 
+class UnsupportedLayerError(SDSOptError, TypeError):
+    """A layer is not of the kind that this is defined for."""
+
+
 class UnsupportedOptimizerError(SDSOptError, TypeError):
     """The inner optimizer cannot be given corrected gradients."""
 

@@ -18,6 +18,7 @@ from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
 from sdsopt.errors import NoPairsError
 from sdsopt.inner import require_mappable, require_usable
 from sdsopt.linalg import InverseRoot
+from sdsopt.moments import moments_of, require_known_moments, require_moments
 from sdsopt.pairs import LoRAPair, require_pairs
 from sdsopt.weight_decay import decoupled_decay
 
@@ -71,19 +72,26 @@ class SDSPreconditioner(Optimizer):
             tuned for plain LoRA with SGD carries over. None (default) does not.
         max_grad_norm: Clips the norm of all gradients of a step together, as `torch.nn.utils.clip_grad_norm_` does,
             but after the correction. None (default) does not clip. Turn off the trainer's own clipping with it.
+        transport: "moments" lets the inner optimizer's momentum and second moments follow the bases in which it is
+            given gradients, from step to step (see `TrackBasis`). None (default) does so only where the correction is
+            defined with it, as "altlora" is. It doubles the r×r work of a step.
+        rebalance_every: After how many steps A and B are replaced by balanced factors of the same product, with the
+            moments carried along. None (default) leaves them. Do not average such factors over steps (EMA).
 
     Raises:
         DoubleCorrectionError: `sdsopt.attach` corrects the model's gradients already.
         NoPairsError: The model has no LoRA pair, or the optimizer owns none of their parameters.
         PairShapeError: Two factors of a pair do not fit together.
         UnknownCorrectionError: No correction has that name.
+        UnsupportedCorrectionError: `transport` or `rebalance_every` with a correction or a pair that has no bases to
+            follow.
         UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS, SAM), differentiates twice
             (SophiaH), takes sparse gradients only (SparseAdam), corrects LoRA gradients itself, or is no
             `torch.optim.Optimizer`; or the correction maps the optimizer's step, and this holds more than can be told
             apart (schedule-free ones, Prodigy with weight decay), or the correction needs a learning rate and the
-            optimizer has none.
-        ValueError: `damping` is negative or not finite, `max_grad_norm` is not positive, or `inverse_root` or
-            `rescale` is unknown.
+            optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps.
+        ValueError: `damping` is negative or not finite, `max_grad_norm` or `rebalance_every` is not positive, or
+            `inverse_root`, `rescale` or `transport` is unknown.
     """
 
     # Else GradScaler would leave unscaling to the inner optimizer, which never hears of the scale.
@@ -99,13 +107,19 @@ class SDSPreconditioner(Optimizer):
         inverse_root: str | InverseRoot = "eigh",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
+        transport: Literal["moments"] | None = None,
+        rebalance_every: int | None = None,
     ) -> None:
         require_usable(optimizer)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
-        recipe = Recipe.of(correction, damping, inverse_root, rescale)
+        recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
         require_mappable(optimizer, recipe.correction, optimizer.param_groups)
+        if recipe.tracks_bases:
+            require_known_moments(optimizer)
+        if transport is not None:
+            require_moments(optimizer)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
         self._adopt(optimizer, engine)
@@ -165,7 +179,8 @@ class SDSPreconditioner(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         decay_of = functools.partial(decoupled_decay, self._inner)
-        with self._engine.corrected(self.param_groups, decay_of) as corrected:
+        known_moments = functools.partial(moments_of, self._inner)
+        with self._engine.corrected(self.param_groups, decay_of, known_moments) as corrected:
             if not corrected:
                 self._warn_no_gradient()
             self._inner.step()

@@ -28,6 +28,7 @@ ORDER = [
     "nesting",
     "weight_decay",
     "inner",
+    "moments",
     "engine",
     "hooks",
     "optimizer",
@@ -35,13 +36,14 @@ ORDER = [
     "constructors",
     "__init__",
     "integrations",
+    "reference",
     "compare",
     "cli",
     "__main__",
 ]
-OPTIMIZERS = {"nesting", "weight_decay", "inner"}
+OPTIMIZERS = {"nesting", "weight_decay", "inner", "moments"}
 NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": OPTIMIZERS, "hooks": OPTIMIZERS}
-TORCH_ONLY = set(ORDER) - {"adapters", "integrations", "compare", "cli", "__main__"}
+TORCH_ONLY = set(ORDER) - {"adapters", "integrations", "reference", "compare", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
 

@@ -61,6 +61,11 @@ class GramPower(Correction):
         """True: each gradient is multiplied by a power of the partner's Gram matrix."""
         return True
 
+    @property
+    def basis_exponent(self) -> float:
+        """The power p."""
+        return self.exponent
+
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Applies the power p to the gradients."""
         return _apply(factors, gradients, self.exponent)

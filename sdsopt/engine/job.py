@@ -25,6 +25,7 @@ class Job:
     pair: LoRAPair
     A: Parameter
     B: Parameter
+    step: int = 0  # how many were taken before
     roots_A: dict[float, Tensor] = field(default_factory=dict)  # exponent → (e, r, r)
     roots_B: dict[float, Tensor] = field(default_factory=dict)
 
@@ -59,12 +60,13 @@ class Job:
             roots_A=self.roots_A,
             roots_B=self.roots_B,
             stored_E=None if E is None else E.detach(),
+            step=self.step,
         )
 
 
 def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
     """Fills the jobs' roots: one batched call for each rank and device, whatever the factors' lengths."""
-    exponents = recipe.correction.gram_exponents
+    exponents = recipe.exponents
     if not exponents:
         return
     batches: dict[tuple[int, torch.device], list[tuple[dict[float, Tensor], Tensor]]] = defaultdict(list)

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
+from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
 from sdsopt.engine.job import Job, compute_roots
 from sdsopt.engine.recipe import Recipe
 from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
@@ -28,7 +29,7 @@ class _Target(NamedTuple):
 
     job: Job
     parameters: PairTensors
-    before: PairTensors  # their values before the step, where the correction maps updates
+    before: PairTensors  # their values before the step, where these are still needed after it
 
     def before_step(self, gradients: Mapping[Tensor, Tensor | None]) -> _Target:
         """Keeps the values of those factors that are to step."""
@@ -40,7 +41,8 @@ class StepEngine:
     """Corrects the gradients of pairs for the time of one step.
 
     Extra memory during a step: the corrected gradients, one copy of the LoRA parameters; with a correction that uses
-    updates, a second copy; with `max_grad_norm`, a copy of the other gradients; and one pair at a time in float64.
+    updates or carries moments, a second copy; with `max_grad_norm`, a copy of the other gradients; and one pair at a
+    time in float64.
 
     Args:
         pairs: The pairs to correct.
@@ -60,6 +62,7 @@ class StepEngine:
         Raises:
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: Backward corrects them already.
+            UnsupportedCorrectionError: Moments cannot follow the bases of a pair, or no pair can be rebalanced.
         """
         owned = {id(parameter) for group in param_groups for parameter in group["params"]}
         found: list[LoRAPair] = []
@@ -71,6 +74,7 @@ class StepEngine:
                     _require_unhooked(pair, side)
                 found.append(pair)
                 self._was_owned |= sides
+        require_trackable(found, self.recipe, owned)
         return found
 
     def any_gradient(self, param_groups: Iterable[ParamGroup]) -> bool:
@@ -78,7 +82,7 @@ class StepEngine:
         return any(parameter.grad is not None for group in param_groups for parameter in group["params"])
 
     @contextmanager
-    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf) -> Generator[int]:
+    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf, moments_of: MomentsOf) -> Generator[int]:
         """Puts corrected gradients in place of the raw ones; on exit, the raw ones are back.
 
         The inner optimizer steps inside the context. Everything that can fail is computed before a gradient is
@@ -87,6 +91,7 @@ class StepEngine:
         Args:
             param_groups: The optimizer's groups; only gradients of their parameters are corrected.
             decay_of: Share of a parameter that its group's step takes off as decoupled weight decay.
+            moments_of: What the optimizer remembers of a parameter's gradients.
 
         Yields:
             The number of pairs corrected.
@@ -99,25 +104,26 @@ class StepEngine:
         """
         correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
-        targets = self._targets(groups)
+        targets = self._targets(groups, steps_taken(param_groups))
         device_types = {target.job.A.device.type for target in targets}
         with torch.no_grad(), without_autocast(device_types):
             compute_roots([target.job for target in targets], self.recipe)
             gradients: dict[Tensor, Tensor | None] = {}
             for target in targets:
                 gradients.update(self._precondition(target))
-            if correction.uses_updates:
+            if correction.uses_updates or correction.carries_moments:
                 targets = [target.before_step(gradients) for target in targets]
 
         with _gradients_replaced(gradients), self._clipped(param_groups):
             yield len(targets)
 
-        if correction.uses_updates:
-            with torch.no_grad(), without_autocast(device_types):
+        with torch.no_grad(), without_autocast(device_types):
+            if correction.uses_updates:
                 for target in targets:
                     self._postcondition(target, groups, decay_of)
+            finish_step([(target.job, target.before) for target in targets], self.recipe, param_groups, moments_of)
 
-    def _targets(self, groups: Mapping[int, ParamGroup]) -> list[_Target]:
+    def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> list[_Target]:
         targets: list[_Target] = []
         for index, pair in enumerate(self.pairs):
             A, B = pair.A, pair.B
@@ -127,7 +133,7 @@ class StepEngine:
             )
             if parameters.A is not None or parameters.B is not None:
                 pair.check()
-                targets.append(_Target(Job(pair, A, B), parameters, PairTensors(None, None)))
+                targets.append(_Target(Job(pair, A, B, step), parameters, PairTensors(None, None)))
         if not targets:
             self._require_ownership(groups)
         return targets

@@ -1,5 +1,6 @@
 """Batched functions of r×r Gram matrices, inverse roots above all. Knows nothing of LoRA."""
 
+from sdsopt.linalg.balance import balancing_transform
 from sdsopt.linalg.base import InverseRoot, RootResult, RootStatus
 from sdsopt.linalg.eigh import EighInverseRoot
 from sdsopt.linalg.polar import polar_factor
@@ -16,6 +17,7 @@ __all__ = [
     "SVDInverseRoot",
     "accurate_dtype",
     "available_inverse_roots",
+    "balancing_transform",
     "make_inverse_root",
     "polar_factor",
     "solve_sylvester",
