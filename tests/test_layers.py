@@ -30,11 +30,12 @@ ORDER = [
     "__init__",
     "integrations",
     "compare",
+    "bench",
     "cli",
     "__main__",
 ]
 NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
-TORCH_ONLY = set(ORDER) - {"integrations", "compare", "cli", "__main__"}
+TORCH_ONLY = set(ORDER) - {"integrations", "compare", "bench", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
 
