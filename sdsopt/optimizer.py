@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import warnings
@@ -13,8 +14,8 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.profiler import record_function
 
-from sdsopt.corrections import Correction
-from sdsopt.engine import Recipe, StepEngine
+from sdsopt.corrections import Correction, make_correction
+from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
 from sdsopt.errors import NoPairsError, UnsupportedOptimizerError
 from sdsopt.linalg import InverseRoot
 from sdsopt.pairs import LoRAPair, require_pairs
@@ -81,7 +82,8 @@ class SDSPreconditioner(Optimizer):
         UnknownCorrectionError: No correction has that name.
         UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS), takes sparse gradients only
             (SparseAdam), is wrapped already, or is no `torch.optim.Optimizer`; or the correction maps updates and the
-            optimizer's weight decay cannot be told from its update.
+            optimizer's weight decay cannot be told from its update, or it has no learning rate and the correction
+            needs one.
         ValueError: `damping` is negative or not finite, `max_grad_norm` is not positive, or `inverse_root` or
             `rescale` is unknown.
     """
@@ -105,8 +107,7 @@ class SDSPreconditioner(Optimizer):
             raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
         recipe = Recipe.of(correction, damping, inverse_root, rescale)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
-        if recipe.correction.uses_updates:
-            require_separable_decay(optimizer, optimizer.param_groups)
+        _require_mappable(optimizer, recipe.correction, optimizer.param_groups)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
         self._adopt(optimizer, engine)
@@ -132,6 +133,21 @@ class SDSPreconditioner(Optimizer):
     def pairs(self) -> tuple[LoRAPair, ...]:
         """The pairs known to the wrapper, those of frozen adapters included."""
         return self._engine.pairs
+
+    def diagnostics(self) -> dict[str, PairMeasurement]:
+        """Measures the pairs and their present gradients, raw ("lora") and corrected; see `sdsopt.Recorder`.
+
+        Call it between `backward` and `step`. It changes nothing, and costs nothing unless called.
+
+        Returns:
+            The measurements by pair name, of pairs that have a gradient; the correction's under "corrected".
+
+        Raises:
+            DoubleCorrectionError: `sdsopt.attach` has corrected the gradients already.
+        """
+        recipe = self._engine.recipe
+        raw = dataclasses.replace(recipe, correction=make_correction("lora"))
+        return measure(self.pairs, {"lora": raw, "corrected": recipe})
 
     @_with_instance_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -198,8 +214,7 @@ class SDSPreconditioner(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the inner optimizer."""
-        if self.correction.uses_updates:
-            require_separable_decay(self._inner, [{**self.defaults, **param_group}])
+        _require_mappable(self._inner, self.correction, [{**self.defaults, **param_group}])
         self._inner.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -261,6 +276,17 @@ def _check_inner(optimizer: Optimizer) -> None:
         raise UnsupportedOptimizerError(
             f"{name} evaluates the loss anew inside its step, after the gradients were corrected, and so would undo "
             "the correction; use an optimizer that takes one gradient a step, such as AdamW or SGD"
+        )
+
+
+def _require_mappable(optimizer: Optimizer, correction: Correction, groups: list[dict[str, Any]]) -> None:
+    """Refuses an optimizer whose steps the correction cannot map."""
+    if correction.uses_updates:
+        require_separable_decay(optimizer, groups)
+    if correction.uses_learning_rates and any(group.get("lr") is None for group in groups):
+        raise UnsupportedOptimizerError(
+            f"{correction} takes the length of its steps from the learning rate, and {type(optimizer).__name__} has "
+            'no "lr" in its param groups; use an optimizer with a learning rate of its own, such as SGD with momentum'
         )
 
 

@@ -16,6 +16,7 @@ import peft_finetune
 from recorder import corrected_gradients
 from sdsopt import available_corrections
 from sdsopt.cli import main as cli
+from sdsopt.compare import Settings
 from toy import lora_linear
 
 ROOT = Path(__file__).parents[1]
@@ -90,5 +91,5 @@ def test_the_readmes_usage() -> None:
 def test_the_table_in_the_readme_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["--version"]) == 0
     text = (ROOT / "README.md").read_text(encoding="utf8")
-    for name in available_corrections():
-        assert f"  {name} " in text
+    for method in Settings().methods:
+        assert f"  {method.name} " in text

@@ -22,10 +22,12 @@ ORDER = [
     "pairs",
     "diagnostics",
     "corrections",
+    "lora_plus",
     "weight_decay",
     "engine",
     "hooks",
     "optimizer",
+    "recorder",
     "constructors",
     "__init__",
     "integrations",
@@ -34,7 +36,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs", "linalg"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
 TORCH_ONLY = set(ORDER) - {"integrations", "compare", "bench", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 

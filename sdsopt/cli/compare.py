@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Generator
@@ -12,6 +11,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sdsopt.cli import compare_report
+from sdsopt.cli.compare_report import show
 from sdsopt.cli.parser import add_command
 from sdsopt.cli.values import listed
 from sdsopt.errors import SDSOptError
@@ -30,8 +31,9 @@ the digits 0-4 learns 5-9, with AdamW and SGD; a few minutes on 2 cores."""
 _EXAMPLES = """\
 sdsopt compare                     everything, on the digits task
 sdsopt compare --corrections lora,sds --inner adamw --seeds 5
+sdsopt compare --task language --ranks 4,16
 sdsopt compare --task my_module:MyTask --lrs 1e-4,3e-4,1e-3
-sdsopt compare --json -q           the table's numbers, for a program"""
+sdsopt compare report sdsopt-results    table and figures again"""
 
 
 class UsageError(SDSOptError, ValueError):
@@ -47,7 +49,11 @@ def add_parser(subparsers: Any) -> None:
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
-    parser.add_argument("--task", default="digits", help="'digits', or your own as package.module:Task")
+    parser.add_argument(
+        "--task",
+        default="digits",
+        help="digits (default), language, minilm, factorization, sensing, or your own as package.module:Task",
+    )
     parser.add_argument("--corrections", type=listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
     parser.add_argument("--no-full", dest="full", action="store_false", help="leave out full fine-tuning")
     parser.add_argument("--inner", type=listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
@@ -62,9 +68,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
     parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")
     parser.add_argument("--dask", metavar="ADDRESS", help="compute on a Dask cluster, such as tcp://host:8786")
-    parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and draw no figures")
+    parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and write no report")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
+    compare_report.add_parser(parser.add_subparsers(title="instead of training", metavar="COMMAND"))
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -76,7 +83,6 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
     from sdsopt.compare.progress import RichObserver
-    from sdsopt.compare.sweep import runs_file
 
     try:
         task, settings = load_task(arguments.task), _settings(arguments)
@@ -86,7 +92,6 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    console = Console()
     observer = Observer() if arguments.quiet else RichObserver(Console(stderr=True))
     try:
         with _executor(arguments.dask) as executor:
@@ -104,14 +109,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         print(f"\nsdsopt: interrupted; finished runs are in {arguments.out}, {resume} resumes", file=sys.stderr)
         return 130
 
-    if arguments.json:
-        print(json.dumps(comparison.to_json(), indent=2))
-        return 0
-    console.print(comparison.table())
-    figures = comparison.save_figures()
-    print(f"Results: {runs_file(comparison.directory).path}")
-    for figure in figures:
-        print(f"Figure:  {figure}")
+    show(comparison, as_json=arguments.json)
     return 0
 
 
@@ -129,18 +127,18 @@ def _executor(address: str | None) -> Generator[Executor | None]:
 
 
 def load_task(name: str) -> Task:
-    """Returns the embedded task, or an instance of the class `package.module:Task`.
+    """Returns an embedded task, or an instance of the class `package.module:Task`.
 
     Raises:
         UsageError: There is no such task, or it is not a `Task`.
     """
-    from sdsopt.compare import DigitsTask, Task
+    from sdsopt.compare import TASKS, Task
 
-    if name == "digits":
-        return DigitsTask()
+    if name in TASKS:
+        return TASKS[name]()
     module_name, _, attribute = name.partition(":")
     if not attribute:
-        raise UsageError(f"--task is 'digits' or package.module:Task, got {name!r}")
+        raise UsageError(f"--task is {', '.join(TASKS)} or package.module:Task, got {name!r}")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does, and unlike an installed command
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsopt.compare.grid import Settings
+from sdsopt.compare.manifest import load_manifest, save_manifest
 from sdsopt.compare.observer import Observer
 from sdsopt.compare.records import Record
 from sdsopt.compare.step_time import StepTimes, step_times, step_times_file
@@ -26,14 +27,12 @@ class Comparison:
 
     Attributes:
         task: Name of the task.
-        settings: What was compared.
         directory: Where its results are.
         records: One for each run.
         step_times: Time of a step relative to plain LoRA, by (inner, rank, method).
     """
 
     task: str
-    settings: Settings
     directory: Path
     records: tuple[Record, ...]
     step_times: StepTimes
@@ -46,14 +45,14 @@ class Comparison:
     @property
     def title(self) -> str:
         """Names the task and its size."""
-        ranks = ", ".join(map(str, self.settings.ranks))
-        return f"{self.task}: LoRA rank {ranks}, {self.settings.steps} steps"
+        ranks = ", ".join(str(rank) for rank in dict.fromkeys(record.rank for record in self.records))
+        return f"{self.task}: LoRA rank {ranks}, {self.records[0].steps} steps"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what the table shows, and every learning rate's loss, as plain JSON types."""
         return {
             "task": self.task,
-            "steps": self.settings.steps,
+            "steps": self.records[0].steps,
             "methods": [row_to_json(row, self.step_times.get((row.inner, row.rank, row.method))) for row in self.rows],
         }
 
@@ -63,11 +62,22 @@ class Comparison:
 
         return make_table(self.rows, self.step_times, self.title)
 
-    def save_figures(self) -> list[Path]:
-        """Draws the figures into `directory` and returns their paths. Needs the extra `demo`."""
-        from sdsopt.compare.figures import save_figures
+    def save_report(self) -> list[Path]:
+        """Writes `report.html`, `table.md` and the figures into `directory`. Needs the extra `demo`.
 
-        return save_figures(self.rows, self.directory, self.title)
+        Returns:
+            Their paths, the report first.
+        """
+        from sdsopt.compare.figures import save_figures
+        from sdsopt.compare.markdown import make_markdown
+        from sdsopt.compare.report import make_report
+
+        texts = {"report.html": make_report, "table.md": make_markdown}
+        for name, make in texts.items():
+            (self.directory / name).write_text(make(self.rows, self.step_times, self.title), encoding="utf8")
+        return [self.directory / name for name in texts] + save_figures(
+            self.rows, self.step_times, self.directory, self.title
+        )
 
 
 def compare(
@@ -116,4 +126,16 @@ def compare(
         times = step_times(task, settings, directory)
     finally:
         observer.closed()
-    return Comparison(task.name, settings, directory, tuple(records), times)
+    save_manifest(directory, task.name, records, times)
+    return Comparison(task.name, directory, tuple(records), times)
+
+
+def load_comparison(directory: str | Path) -> Comparison:
+    """Returns the last comparison that was finished in a folder, without its task and without training.
+
+    Raises:
+        NoComparisonError: There is none, or its records are gone.
+    """
+    directory = Path(directory)
+    task, records, times = load_manifest(directory, runs_file(directory))
+    return Comparison(task, directory, tuple(records), times)

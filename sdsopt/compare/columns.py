@@ -56,13 +56,20 @@ def _texts(row: Row, time: float | None) -> tuple[str, ...]:
     edge = {"low": "↓", "high": "↑", None: " "}[row.at_edge]
     return (
         f"{row.best.lr:.2g} {edge}",
-        format_stat(row.best.loss, digits=3),
+        format_loss(row.best.loss),
         NONE if row.difference is None else _VERDICTS[row.difference.verdict],
         NONE if row.accuracy is None else format_stat(row.accuracy, digits=1, scale=100),
         NONE if row.gap_closed is None else f"{100 * row.gap_closed[0]:.0f} ± {100 * row.gap_closed[1]:.0f}",
         f"{'≥ ' if row.range_open else ''}{row.lr_range:.2g}×",
         elapsed,
     )
+
+
+def format_loss(stat: Stat) -> str:
+    """Returns "mean ± std" with three decimals, or two digits of a loss that these would hide."""
+    if stat.mean >= 0.01 or stat.mean == 0:
+        return format_stat(stat, digits=3)
+    return f"{stat.mean:.2g}" if math.isnan(stat.std) else f"{stat.mean:.2g} ± {stat.std:.1g}"
 
 
 def format_stat(stat: Stat, digits: int, scale: float = 1.0) -> str:
@@ -76,8 +83,8 @@ def legend(rows: Sequence[Row]) -> list[str]:
     seeds = max((cell.loss.count for row in rows for cell in row.cells), default=0)
     lines = [  # no wider than the table
         f"mean ± std over {seeds} seed{'s' if seeds != 1 else ''} at the LR of lowest train loss (last fifth)",
-        "vs lora:    by the 95 % interval of the loss's difference to tuned LoRA (paired",
-        f"            bootstrap over seeds); ? with fewer than {MIN_SEEDS} seeds, which prove nothing",
+        "vs lora:    by the 95 % interval of the loss's difference to tuned LoRA",
+        f"            (paired bootstrap over seeds); ? with fewer than {MIN_SEEDS} seeds",
         "gap closed: share of the train-loss gap from lora to full, paired by",
         "            seed, ± standard error; – where that gap is within noise",
         "LR range:   highest / lowest LR with a loss within 10 % of the best;",

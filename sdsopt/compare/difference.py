@@ -33,7 +33,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", "no difference" where the interval holds 0, or "too few seeds"."""
+        """One of "better", "worse", "no difference" (the interval holds 0) and "too few seeds"."""
         if len(self.by_seed) < MIN_SEEDS:
             return "too few seeds"
         if self.low <= 0 <= self.high:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -42,6 +42,10 @@ class Record:
     kappa_A: tuple[float | None, ...]
     kappa_B: tuple[float | None, ...]
     seconds: float
+
+    def at_rank(self, rank: int) -> Record:
+        """Returns the record as part of the comparison at that rank: full fine-tuning runs once for all of them."""
+        return replace(self, rank=rank)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON types."""

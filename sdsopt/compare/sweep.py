@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from statistics import fmean
@@ -63,7 +62,7 @@ def sweep(
                 observer.finished(record)
         wider = grids if settings.lrs or round_ == settings.widen else widened(grids, _mean_losses(runs, records))
         if wider == grids:
-            return [replace(records[run.key], rank=run.rank) for run in runs]
+            return [records[run.key].at_rank(run.rank) for run in runs]
         observer.widened()
         grids = wider
     raise AssertionError("unreachable")

@@ -34,7 +34,7 @@ def widened(grids: Grids, losses: Mapping[Series, Sequence[float]]) -> Grids:
 
 
 def _edge(losses: Sequence[float]) -> str | None:
-    """ "low" or "high" where the best rate is that end. Where all diverged, only smaller rates can help."""
+    """Returns "low" or "high" where the best rate is that end. Where all diverged, only smaller rates can help."""
     if len(losses) == 1:
         return None
     best = min(range(len(losses)), key=losses.__getitem__)

@@ -1,6 +1,6 @@
 """Gradient corrections: factors and gradients in, gradients out."""
 
-from sdsopt.corrections.base import Correction, Factors, PairTensors
+from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
 from sdsopt.corrections.gram_power import GramPower
 from sdsopt.corrections.registry import available_corrections, make_correction, register_correction
 from sdsopt.corrections.rescale import KeepNorm
@@ -10,6 +10,7 @@ __all__ = [
     "Factors",
     "GramPower",
     "KeepNorm",
+    "LearningRates",
     "PairTensors",
     "available_corrections",
     "make_correction",

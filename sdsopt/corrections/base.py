@@ -32,6 +32,18 @@ class PairTensors(NamedTuple):
         )
 
 
+class LearningRates(NamedTuple):
+    """The learning rates with which the inner optimizer stepped on a batch of pairs.
+
+    Attributes:
+        A: That of A's param group, a number or a tensor that broadcasts with (e, 1, 1); None where A did not step.
+        B: That of B's param group, likewise.
+    """
+
+    A: float | Tensor | None
+    B: float | Tensor | None
+
+
 @dataclass(frozen=True)
 class Factors:
     """The factors of e independent pairs of one shape, ΔW = scaling·B·A, before the step.
@@ -46,6 +58,7 @@ class Factors:
         dtype: The dtype to compute in; that of the gradients handed to the correction.
         roots_A: M_A^(-p), (e, r, r), for each p of `Correction.gram_exponents`, with M_A = A·Aᵀ.
         roots_B: M_B^(-p), (e, r, r), likewise, with M_B = Bᵀ·B.
+        stored_E: The diagonal of ΔW = scaling·B·diag(E)·A (AdaLoRA), r numbers; None for a plain product.
     """
 
     stored_A: Tensor
@@ -54,6 +67,7 @@ class Factors:
     dtype: torch.dtype
     roots_A: Mapping[float, Tensor]
     roots_B: Mapping[float, Tensor]
+    stored_E: Tensor | None = None
 
     # Converted on first use only: most corrections need the roots and never look at the factors.
     @cached_property
@@ -66,6 +80,18 @@ class Factors:
         """B (e, m, r) in `dtype`."""
         return self.stored_B.to(self.dtype)
 
+    # The Gram matrices behind the roots are those of these two.
+
+    @cached_property
+    def partner_A(self) -> Tensor:
+        """What gB came through, (e, r, n) in `dtype`: diag(E)·A, which is A in a plain product."""
+        return self.A if self.stored_E is None else self.stored_E.flatten().to(self.dtype)[:, None] * self.A
+
+    @cached_property
+    def partner_B(self) -> Tensor:
+        """What gA came through, (e, m, r) in `dtype`: B·diag(E), which is B in a plain product."""
+        return self.B if self.stored_E is None else self.B * self.stored_E.flatten().to(self.dtype)
+
 
 class Correction(ABC):
     """A pure transform of the gradients of LoRA pairs.
@@ -75,7 +101,10 @@ class Correction(ABC):
 
     @property
     def gram_exponents(self) -> tuple[float, ...]:
-        """The powers p for which `Factors` shall hold M_A^(-p) and M_B^(-p); they are computed in one batch."""
+        """The powers p ≠ 0 for which `Factors` shall hold M_A^(-p) and M_B^(-p); they are computed in one batch.
+
+        A negative p gives a positive power: -1 the damped Gram matrix itself.
+        """
         return ()
 
     @property
@@ -84,8 +113,13 @@ class Correction(ABC):
         return False
 
     @property
+    def uses_learning_rates(self) -> bool:
+        """Whether `postcondition` needs the learning rates. Optimizers that have none are then refused."""
+        return False
+
+    @property
     def linear_per_factor(self) -> bool:
-        """Whether gA's correction is linear in gA and needs no gB, and the other way round.
+        """Whether gA's correction is linear in gA, needs no gB and is never None, and the other way round.
 
         Hook mode (`sdsopt.attach`) needs that, since it sees one gradient of one micro-batch at a time.
         """
@@ -100,18 +134,20 @@ class Correction(ABC):
             gradients: gA = s·BᵀG (e, r, n) and gB = s·G·Aᵀ (e, m, r); either may be None.
 
         Returns:
-            Tensors of the same shapes; None where the input is None.
+            Tensors of the same shapes. None where the input is None, and for a factor that shall make no step at all:
+            the inner optimizer then passes it over, weight decay included.
         """
 
-    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
+    def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         """Corrects the step that the inner optimizer took, without its decoupled weight decay.
 
         Args:
             factors: The factors as they were *before* the step.
-            updates: δA (e, r, n) and δB (e, m, r).
+            updates: δA (e, r, n) and δB (e, m, r); None for a factor that made no step.
+            rates: The learning rates of the step.
 
         Returns:
-            The updates to make instead.
+            The updates to make instead; None where the input is None.
         """
-        del factors
+        del factors, rates
         return updates

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sdsopt.corrections.base import Correction, Factors, PairTensors
+from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
 
 
 @final
@@ -65,7 +65,7 @@ class GramPower(Correction):
         """Applies the power p to the gradients."""
         return _apply(factors, gradients, self.exponent)
 
-    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
+    def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         """Applies the power q to the updates and limits their length."""
         mapped = _apply(factors, updates, self.update_exponent)
         if self.max_update_ratio is None or not self.uses_updates:

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sdsopt.corrections.base import Correction, Factors, PairTensors
+from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
 
 
 @final
@@ -38,15 +38,20 @@ class KeepNorm(Correction):
         """As the inner correction."""
         return self.correction.uses_updates
 
+    @property
+    def uses_learning_rates(self) -> bool:
+        """As the inner correction."""
+        return self.correction.uses_learning_rates
+
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Corrects, then restores each raw gradient's norm."""
-        return gradients.map(_with_norm_of, self.correction.precondition(factors, gradients))
+        return self.correction.precondition(factors, gradients).map(_with_norm_of, gradients)
 
-    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
+    def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         """Corrects, then restores each raw update's norm."""
-        return updates.map(_with_norm_of, self.correction.postcondition(factors, updates))
+        return self.correction.postcondition(factors, updates, rates).map(_with_norm_of, updates)
 
 
-def _with_norm_of(raw: Tensor, corrected: Tensor) -> Tensor:
+def _with_norm_of(corrected: Tensor, raw: Tensor) -> Tensor:
     wanted, actual = (torch.linalg.vector_norm(t, dim=(-2, -1), keepdim=True) for t in (raw, corrected))
     return corrected * torch.where(actual == 0, torch.ones_like(actual), wanted / actual)

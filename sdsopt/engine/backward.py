@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from sdsopt.corrections import PairTensors
 from sdsopt.engine.job import Job, compute_roots
 from sdsopt.engine.recipe import Recipe
-from sdsopt.errors import StaleParametersError
+from sdsopt.errors import StaleParametersError, UnsupportedCorrectionError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair, Note
 
@@ -119,7 +119,11 @@ class BackwardEngine:
         with without_autocast({gradient.device.type}):
             corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(one)))
         found = getattr(corrected, side)
-        assert found is not None
+        if found is None:  # to autograd, a hook that returns None leaves the gradient as it is
+            raise UnsupportedCorrectionError(
+                f"{self.recipe.correction} kept factor {side} of {pair.name} from stepping, which a backward hook "
+                "cannot do, and yet says it is linear_per_factor; use SDSPreconditioner, or freeze the factor instead"
+            )
         return found
 
     def _job(self, pair: LoRAPair, parameter: Parameter) -> Job:

@@ -50,6 +50,7 @@ class Job:
         """The factors for a correction: their values `before` a step where these are given, else the present ones."""
         A = self.A.detach() if before.A is None else before.A
         B = self.B.detach() if before.B is None else before.B
+        E = self.pair.E
         return Factors(
             stored_A=self.pair.split_A(A),
             stored_B=self.pair.split_B(B),
@@ -57,6 +58,7 @@ class Job:
             dtype=self.dtype,
             roots_A=self.roots_A,
             roots_B=self.roots_B,
+            stored_E=None if E is None else E.detach(),
         )
 
 
@@ -67,12 +69,9 @@ def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
         return
     batches: dict[tuple[int, torch.device], list[tuple[dict[float, Tensor], Tensor]]] = defaultdict(list)
     for job in jobs:
-        A, B = job.A.detach(), job.B.detach()
-        E = job.pair.E
-        for roots, tall in ((job.roots_A, job.pair.split_A(A).mT), (job.roots_B, job.pair.split_B(B))):
-            # With a diagonal between them, each factor's gradient comes through the partner times the diagonal.
-            weighed = tall.to(job.dtype) if E is None else tall.to(job.dtype) * E.detach().flatten().to(job.dtype)
-            reduced = recipe.inverse_root.reduce(weighed)  # (e, d, r) → (e, r, r)
+        factors = job.factors()
+        for roots, tall in ((job.roots_A, factors.partner_A.mT), (job.roots_B, factors.partner_B)):
+            reduced = recipe.inverse_root.reduce(tall)  # (e, d, r) → (e, r, r)
             batches[reduced.shape[-1], reduced.device].append((roots, reduced))
 
     for batch in batches.values():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
-from sdsopt.corrections import PairTensors
+from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
 from sdsopt.engine.job import Job, compute_roots
 from sdsopt.engine.recipe import Recipe
@@ -29,6 +29,11 @@ class _Target(NamedTuple):
     job: Job
     parameters: PairTensors
     before: PairTensors  # their values before the step, where the correction maps updates
+
+    def before_step(self, gradients: Mapping[Tensor, Tensor | None]) -> _Target:
+        """Keeps the values of those factors that are to step."""
+        stepping = PairTensors(*(None if p is None or gradients[p] is None else p for p in self.parameters))
+        return self._replace(parameters=stepping, before=stepping.map(torch.clone))
 
 
 class StepEngine:
@@ -98,11 +103,11 @@ class StepEngine:
         device_types = {target.job.A.device.type for target in targets}
         with torch.no_grad(), without_autocast(device_types):
             compute_roots([target.job for target in targets], self.recipe)
-            gradients: dict[Parameter, Tensor] = {}
+            gradients: dict[Tensor, Tensor | None] = {}
             for target in targets:
                 gradients.update(self._precondition(target))
             if correction.uses_updates:
-                targets = [target._replace(before=target.parameters.map(torch.clone)) for target in targets]
+                targets = [target.before_step(gradients) for target in targets]
 
         with _gradients_replaced(gradients), self._clipped(param_groups):
             yield len(targets)
@@ -146,12 +151,12 @@ class StepEngine:
         self._was_owned.add((index, side))
         return True
 
-    def _precondition(self, target: _Target) -> dict[Parameter, Tensor]:
-        """Returns the corrected gradients by parameter."""
+    def _precondition(self, target: _Target) -> dict[Tensor, Tensor | None]:
+        """Returns the corrected gradients by parameter; None for one that shall not step."""
         job = target.job
         raw = target.parameters.map(lambda parameter: parameter.grad)
         corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(raw)))
-        return {p: g for p, g in zip((job.A, job.B), corrected, strict=True) if g is not None}
+        return {p: g for p, g in zip(target.parameters, corrected, strict=True) if p is not None}
 
     @contextmanager
     def _clipped(self, param_groups: Sequence[ParamGroup]) -> Generator[None]:
@@ -167,9 +172,10 @@ class StepEngine:
     def _postcondition(self, target: _Target, groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
         """Replaces the step that was taken by the one that the correction makes of it; the decay stays as it is."""
         job, parameters, before = target
+        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in parameters))
         decayed = parameters.map(lambda p, start: start * (1 - decay_of(groups[id(p)], p)), before)
         updates = parameters.map(torch.sub, decayed)
-        mapped = job.join(self.recipe.correction.postcondition(job.factors(before), job.split(updates)))
+        mapped = job.join(self.recipe.correction.postcondition(job.factors(before), job.split(updates), rates))
         parameters.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)
 
 
@@ -182,8 +188,8 @@ def _require_unhooked(pair: LoRAPair, side: str) -> None:
 
 
 @contextmanager
-def _gradients_replaced(gradients: Mapping[Parameter, Tensor]) -> Generator[None]:
-    replaced: list[tuple[Parameter, Tensor | None]] = []
+def _gradients_replaced(gradients: Mapping[Tensor, Tensor | None]) -> Generator[None]:
+    replaced: list[tuple[Tensor, Tensor | None]] = []
     try:
         for parameter, gradient in gradients.items():
             replaced.append((parameter, parameter.grad))
@@ -192,5 +198,5 @@ def _gradients_replaced(gradients: Mapping[Parameter, Tensor]) -> Generator[None
     finally:
         for parameter, raw in replaced:
             # An inner optimizer that frees gradients in its step means it.
-            if parameter.grad is not None:
+            if parameter.grad is not None or gradients[parameter] is None:
                 parameter.grad = raw

@@ -1,10 +1,12 @@
-"""Batched inverse roots of r×r Gram matrices. Knows nothing of LoRA."""
+"""Batched functions of r×r Gram matrices, inverse roots above all. Knows nothing of LoRA."""
 
 from sdsopt.linalg.base import InverseRoot, RootResult, RootStatus
 from sdsopt.linalg.eigh import EighInverseRoot
+from sdsopt.linalg.polar import polar_factor
 from sdsopt.linalg.precision import accurate_dtype, without_autocast
 from sdsopt.linalg.registry import available_inverse_roots, make_inverse_root
 from sdsopt.linalg.svd import SVDInverseRoot
+from sdsopt.linalg.sylvester import solve_sylvester
 
 __all__ = [
     "EighInverseRoot",
@@ -15,5 +17,7 @@ __all__ = [
     "accurate_dtype",
     "available_inverse_roots",
     "make_inverse_root",
+    "polar_factor",
+    "solve_sylvester",
     "without_autocast",
 ]

@@ -60,7 +60,7 @@ class InverseRoot(ABC):
 
         Args:
             reduced: (k, r, r), as returned by `reduce`.
-            exponents: The powers p > 0; the result holds $M^{-p}$ for each.
+            exponents: The powers p ≠ 0; the result holds $M^{-p}$ for each.
             damping: Relative damping δ ≥ 0, dimensionless: δ·λmax(M) is added to the eigenvalues.
 
         Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sdsopt.compare.difference import paired_difference
 from sdsopt.compare.figures import save_figures
 from sdsopt.compare.markdown import make_markdown
 from sdsopt.compare.records import final_loss
+from sdsopt.compare.report import make_report
 from sdsopt.compare.summary import difference, gap_closed, make_stat
 from sdsopt.compare.table import make_table
 
@@ -190,13 +192,28 @@ def test_table_of_nothing_but_divergence() -> None:
     assert "diverged" in text
 
 
+TIMES = {("sgd", 8, "lora"): 1.0, ("sgd", 8, "sds"): 1.2}
+
+
 def test_figures(tmp_path: Path) -> None:
     both = records() + [record("lora", 0.1, seed, 1.0, inner="adamw") for seed in range(2)]
-    paths = save_figures(summarise(both), tmp_path / "new", "title")
-    assert [path.name for path in paths] == ["loss_curves.png", "lr_sensitivity.png", "condition_numbers.png"]
+    paths = save_figures(summarise(both), TIMES, tmp_path / "new", "title")
+    names = ["loss_curves.png", "lr_sensitivity.png", "differences.png", "condition_numbers.png", "cost.png"]
+    assert [path.name for path in paths] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
-def test_no_figure_of_condition_numbers_without_adapters(tmp_path: Path) -> None:
+def test_only_figures_that_there_is_something_for(tmp_path: Path) -> None:
     found = summarise([record("full", 0.1, seed, 1.0) for seed in range(2)])
-    assert [path.name for path in save_figures(found, tmp_path, "t")] == ["loss_curves.png", "lr_sensitivity.png"]
+    assert [path.name for path in save_figures(found, {}, tmp_path, "t")] == ["loss_curves.png", "lr_sensitivity.png"]
+
+
+def test_the_report_stands_alone_and_is_the_same_each_time() -> None:
+    found = summarise(records())
+    html = make_report(found, TIMES, "a <title>")
+    assert html == make_report(found, TIMES, "a <title>")
+    assert "<h1>a &lt;title&gt;</h1>" in html
+    assert html.count("data:image/svg+xml;base64,") == 5
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+    for text in ("1.560 ± 0.014", "[-0.5000, -0.5000]", "too few seeds", "1 run diverged"):
+        assert text in html

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from inner_optimizers import ALL, REFUSED, TORCH, TORCH_OPTIMIZER, Inner
 from sdsopt import GramPower, SDSPreconditioner, available_corrections
+from sdsopt.corrections import make_correction
 from sdsopt.errors import UnsupportedOptimizerError
 from sdsopt.weight_decay import decoupled_decay
 from toy import Network, assert_same, train
@@ -107,11 +108,19 @@ def test_checkpoints_move_both_ways(inner: Inner, way: str) -> None:
     assert_same(bare_next, wrapped_next)
 
 
+def has_rate(inner: Inner) -> bool:
+    return all(group.get("lr") is not None for group in inner(matrices(Network())).param_groups)
+
+
 @every_that_loads
 @pytest.mark.parametrize("correction", available_corrections())
 def test_resume_equals_uninterrupted(inner: Inner, correction: str) -> None:
     """Bit for bit."""
     model = Network()
+    if make_correction(correction).uses_learning_rates and not has_rate(inner):
+        with pytest.raises(UnsupportedOptimizerError, match=r"takes the length of its steps .* has no \"lr\""):
+            SDSPreconditioner(inner(matrices(model)), model, correction)
+        return
     optimizer = SDSPreconditioner(inner(matrices(model)), model, correction)
     train(model, optimizer, 3)
     resumed = Network()

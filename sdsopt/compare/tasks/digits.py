@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -14,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdsopt.compare.cache import load_tensors, save_tensors
 from sdsopt.compare.task import Task
+from sdsopt.compare.tasks.adapters import adapt
+from sdsopt.compare.tasks.prepared import ensure_prepared, prepared
 from sdsopt.compare.train import reproducible
 from sdsopt.extras import extra
 
@@ -56,25 +55,13 @@ class DigitsTask(Task):
 
     def prepare(self) -> None:
         """Pretrains, unless the cache has the weights."""
-        if load_tensors(self.fingerprint) is None:
-            save_tensors(self.fingerprint, self._pretrain())
+        ensure_prepared(self)
 
     def build_model(self, rank: int | None) -> nn.Module:
         """Returns the pretrained ViT with a fresh head, and adapters on its attention and MLP matrices."""
         model = self._new_vit()  # first, so that a seed gives every method the same head
-        model.load_state_dict(_backbone(self), strict=False)
-        if rank is None:
-            for name, parameter in model.named_parameters():
-                module = name.removesuffix(".weight")
-                parameter.requires_grad = bool(re.fullmatch(_TARGETS, module)) or name.startswith(_HEAD)
-            return model.train()
-        with extra("demo"):
-            from peft import LoraConfig, get_peft_model
-        # The name from the config's point of view has no adapter: save the head whole.
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_TARGETS, modules_to_save=[_HEAD])
-        with warnings.catch_warnings():  # PEFT asks transformers by a deprecated name
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            return get_peft_model(model, config).train()  # pyright: ignore[reportArgumentType]
+        model.load_state_dict(prepared(self), strict=False)
+        return adapt(model, _TARGETS, rank, _HEAD)
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields shuffled batches of the digits 5–9, epoch after epoch."""
@@ -111,7 +98,8 @@ class DigitsTask(Task):
         )
         return ViTForImageClassification(config)
 
-    def _pretrain(self) -> dict[str, Tensor]:
+    def make_tensors(self) -> dict[str, Tensor]:
+        """Returns the weights without the head, after training on the digits 0–4."""
         with reproducible(seed=0):
             model = self._new_vit().train()
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -151,11 +139,3 @@ def _shuffled(data: tuple[Tensor, Tensor], batch_size: int, seed: int) -> Iterat
         order = torch.randperm(len(labels), generator=generator)
         for chosen in order[: len(order) // batch_size * batch_size].view(-1, batch_size):
             yield images[chosen], labels[chosen]
-
-
-@cache
-def _backbone(task: DigitsTask) -> dict[str, Tensor]:
-    tensors = load_tensors(task.fingerprint)
-    if tensors is None:  # used without `prepare`, or where no cache can be written
-        tensors = task._pretrain()  # pyright: ignore[reportPrivateUsage]
-    return tensors
