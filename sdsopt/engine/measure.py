@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdsopt.corrections import Factors, PairTensors
+from sdsopt.corrections import Factors, LearningRates, PairTensors
 from sdsopt.diagnostics import (
     alignment,
     condition_number,
@@ -18,8 +18,9 @@ from sdsopt.diagnostics import (
     stable_rank,
 )
 from sdsopt.engine.backward import is_hooked
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import DoubleCorrectionError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair
@@ -111,7 +112,8 @@ def measure(
 
 
 def _step(job: Job, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasurement:
-    factors, raw = job.factors(), job.split(PairTensors(job.A.grad, job.B.grad))
+    factors = job.factors()
+    raw = job.split(PairTensors(job.A.grad, job.B.grad)).map(lambda gradient: gradient.to(job.dtype))
     corrected = recipe.correction.precondition(factors, raw)
     spectra = PairTensors(*(None if gradient is None else singular_values(gradient) for gradient in corrected))
     return StepMeasurement(
@@ -124,7 +126,8 @@ def _step(job: Job, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasure
 
 
 def _alignment(recipe: Recipe, factors: Factors, corrected: PairTensors, full_gradient: Tensor) -> float:
-    moved = recipe.correction.postcondition(factors, corrected.map(lambda gradient: _SHORT * gradient))
+    updates = corrected.map(lambda gradient: _SHORT * gradient)
+    moved = recipe.correction.postcondition(factors, updates, LearningRates(_SHORT, _SHORT))
     A, B = (None if step is None else step[0] for step in moved)  # one block: a linear layer
     return alignment(full_gradient, factors.A[0], factors.B[0], A, B).item()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,8 +13,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.batch import Batch
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
+from sdsopt.engine.stacks import stacks
 from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair
@@ -53,6 +56,7 @@ class StepEngine:
         self.recipe = recipe
         self.max_grad_norm = max_grad_norm
         self._was_owned: set[tuple[int, str]] = set()
+        self._checked: dict[int, Hashable] = {}
 
     def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
         """Returns the pairs of which the groups hold a factor, and remembers these factors.
@@ -68,7 +72,7 @@ class StepEngine:
             if sides:
                 pair.check()
                 for _, side in sides:
-                    _require_unhooked(pair, side)
+                    _require_unhooked(pair, side, getattr(pair, side))
                 found.append(pair)
                 self._was_owned |= sides
         return found
@@ -104,8 +108,8 @@ class StepEngine:
         with torch.no_grad(), without_autocast(device_types):
             compute_roots([target.job for target in targets], self.recipe)
             gradients: dict[Tensor, Tensor | None] = {}
-            for target in targets:
-                gradients.update(self._precondition(target))
+            for batch in self._batches(targets, groups):
+                gradients.update(self._precondition(batch))
             if correction.uses_updates:
                 targets = [target.before_step(gradients) for target in targets]
 
@@ -114,8 +118,8 @@ class StepEngine:
 
         if correction.uses_updates:
             with torch.no_grad(), without_autocast(device_types):
-                for target in targets:
-                    self._postcondition(target, groups, decay_of)
+                for batch in self._batches(targets, groups):
+                    self._postcondition(batch, groups, decay_of)
 
     def _targets(self, groups: Mapping[int, ParamGroup]) -> list[_Target]:
         targets: list[_Target] = []
@@ -126,9 +130,16 @@ class StepEngine:
                 B=B if self._is_target(index, "B", B, groups) else None,
             )
             if parameters.A is not None or parameters.B is not None:
-                pair.check()
+                self._check(index, A, B)
                 targets.append(_Target(Job(pair, A, B), parameters, PairTensors(None, None)))
         return targets
+
+    def _check(self, index: int, A: Parameter, B: Parameter) -> None:
+        """Checks a pair, unless its factors look as they did when they last passed."""
+        seen = type(A), A.shape, type(B), B.shape
+        if self._checked.get(index) != seen:
+            self.pairs[index].check()
+            self._checked[index] = seen
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
         if parameter.grad is None:
@@ -147,16 +158,31 @@ class StepEngine:
                 f"the gradient of factor {side} of {pair.name} is {parameter.grad.layout}; only dense gradients can be "
                 "corrected. For an embedding, build it with sparse=False."
             )
-        _require_unhooked(pair, side)
+        _require_unhooked(pair, side, parameter)
         self._was_owned.add((index, side))
         return True
 
-    def _precondition(self, target: _Target) -> dict[Tensor, Tensor | None]:
+    def _batches(self, targets: Sequence[_Target], groups: Mapping[int, ParamGroup]) -> list[list[_Target]]:
+        """Groups the targets that a correction can be given together."""
+
+        def in_common(target: _Target) -> Hashable:
+            pair = target.job.pair
+            alone = None if pair.path_E is None else id(pair)  # a diagonal is one pair's
+            param_groups = (None if p is None else id(groups[id(p)]) for p in target.parameters)
+            return alone, pair.scaling, pair.blocks, *param_groups
+
+        return stacks(targets, lambda target: (target.job.A, target.job.B), in_common)
+
+    def _precondition(self, batch: Sequence[_Target]) -> dict[Tensor, Tensor | None]:
         """Returns the corrected gradients by parameter; None for one that shall not step."""
-        job = target.job
-        raw = target.parameters.map(lambda parameter: parameter.grad)
-        corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(raw)))
-        return {p: g for p, g in zip(target.parameters, corrected, strict=True) if p is not None}
+        raw = [target.parameters.map(lambda parameter: parameter.grad) for target in batch]
+        corrected = Batch([target.job for target in batch]).precondition(self.recipe.correction, raw)
+        return {
+            parameter: gradient
+            for target, both in zip(batch, corrected, strict=True)
+            for parameter, gradient in zip(target.parameters, both, strict=True)
+            if parameter is not None
+        }
 
     @contextmanager
     def _clipped(self, param_groups: Sequence[ParamGroup]) -> Generator[None]:
@@ -169,18 +195,22 @@ class StepEngine:
             clip_grad_norm_(parameters, self.max_grad_norm)
             yield
 
-    def _postcondition(self, target: _Target, groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
-        """Replaces the step that was taken by the one that the correction makes of it; the decay stays as it is."""
-        job, parameters, before = target
-        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in parameters))
-        decayed = parameters.map(lambda p, start: start * (1 - decay_of(groups[id(p)], p)), before)
-        updates = parameters.map(torch.sub, decayed)
-        mapped = job.join(self.recipe.correction.postcondition(job.factors(before), job.split(updates), rates))
-        parameters.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)
+    def _postcondition(self, batch: Sequence[_Target], groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
+        """Replaces the steps that were taken by those that the correction makes of them; the decay stays as it is."""
+        decayed = [
+            target.before.map(lambda start, p: start * (1 - decay_of(groups[id(p)], p)), target.parameters)
+            for target in batch
+        ]
+        updates = [target.parameters.map(torch.sub, start) for target, start in zip(batch, decayed, strict=True)]
+        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in batch[0].parameters))
+        stacked = Batch([target.job for target in batch], [target.before for target in batch])
+        mapped = stacked.postcondition(self.recipe.correction, updates, rates)
+        for target, start, update in zip(batch, decayed, mapped, strict=True):
+            target.parameters.map(lambda p, start, update: p.copy_(start + update), start, update)
 
 
-def _require_unhooked(pair: LoRAPair, side: str) -> None:
-    if is_hooked(getattr(pair, side)):
+def _require_unhooked(pair: LoRAPair, side: str, parameter: Parameter) -> None:
+    if is_hooked(parameter):
         raise DoubleCorrectionError(
             f"sdsopt.attach corrects the gradient of factor {side} of {pair.name} in backward, so SDSPreconditioner "
             "would correct it a second time. Use one of the two: remove() the handle, or leave the optimizer bare."

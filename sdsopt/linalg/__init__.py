@@ -4,6 +4,7 @@ from sdsopt.linalg.base import InverseRoot, RootResult, RootStatus
 from sdsopt.linalg.eigh import EighInverseRoot
 from sdsopt.linalg.polar import polar_factor
 from sdsopt.linalg.precision import accurate_dtype, without_autocast
+from sdsopt.linalg.products import gram, multiply_left, multiply_right
 from sdsopt.linalg.registry import available_inverse_roots, make_inverse_root
 from sdsopt.linalg.svd import SVDInverseRoot
 from sdsopt.linalg.sylvester import solve_sylvester
@@ -16,7 +17,10 @@ __all__ = [
     "SVDInverseRoot",
     "accurate_dtype",
     "available_inverse_roots",
+    "gram",
     "make_inverse_root",
+    "multiply_left",
+    "multiply_right",
     "polar_factor",
     "solve_sylvester",
     "without_autocast",

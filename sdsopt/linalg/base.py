@@ -47,11 +47,10 @@ class InverseRoot(ABC):
         """Reduces tall factors to what `compute` needs of them.
 
         Args:
-            factor: (..., d, r), floating point; best in `accurate_dtype`, since the Gram matrix squares the
-                condition number.
+            factor: (..., d, r), of any floating-point dtype.
 
         Returns:
-            (..., r, r) of the same dtype.
+            (..., r, r) in `accurate_dtype`: the Gram matrix squares the condition number.
         """
 
     @abstractmethod
