@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -126,8 +126,10 @@ def _step(job: Job, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasure
 
 
 def _alignment(recipe: Recipe, factors: Factors, corrected: PairTensors, full_gradient: Tensor) -> float:
-    updates = corrected.map(lambda gradient: _SHORT * gradient)
-    moved = recipe.correction.postcondition(factors, updates, LearningRates(_SHORT, _SHORT))
+    # In the dtype of the computation, so that a step this short is not taken for rounding of the stored factors.
+    exact = replace(factors, stored_A=factors.A, stored_B=factors.B)
+    short = corrected.map(lambda gradient: _SHORT * gradient)
+    moved = recipe.correction.postcondition(exact, short, LearningRates(_SHORT, _SHORT))
     A, B = (None if step is None else step[0] for step in moved)  # one block: a linear layer
     return alignment(full_gradient, factors.A[0], factors.B[0], A, B).item()
 

@@ -9,7 +9,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.checkpoint import checkpoint
 
 import oracle
-from sdsopt import GramPower, Recorder, SDSPreconditioner, attach, find_pairs
+from sdsopt import GramPower, Recorder, SDSPreconditioner, attach, available_corrections, find_pairs
 from sdsopt.diagnostics import FullGradients, alignment
 from sdsopt.errors import DoubleCorrectionError, NoPairsError, UnsupportedGradientError
 from toy import Network, assert_same, lora_linear, train
@@ -123,6 +123,17 @@ def test_measurements_are_those_of_the_formulas() -> None:
     lora, sds, split = (pair.steps[name] for name in ("lora", "sds", "split"))
     assert lora.alignment is not None and sds.alignment is not None and split.alignment is not None
     assert lora.alignment < sds.alignment < split.alignment
+
+
+@pytest.mark.parametrize("correction", available_corrections())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_correction_is_measured_and_descends(correction: str, dtype: torch.dtype) -> None:
+    layer = Layer().to(dtype)
+    recorder = Recorder(layer, None, [correction], full_gradients="lora*")
+    layer(batches()[0].to(dtype)).square().sum().backward()
+    step = next(iter(recorder.measure().pairs.values())).steps[correction]
+    assert step.alignment is not None and 0 < step.alignment <= 1
+    assert step.effective_rank_B is not None and 1 <= step.effective_rank_B <= 4
 
 
 def test_recording_changes_nothing() -> None:
