@@ -54,7 +54,7 @@ class SDSAdamW(SDSPreconditioner):
         fused: bool | None = None,
         correction: str | Correction = "sds",
         damping: float = 1e-6,
-        inverse_root: str | InverseRoot = "eigh",
+        inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
     ) -> None:
@@ -107,7 +107,7 @@ class SDSSGD(SDSPreconditioner):
         fused: bool | None = None,
         correction: str | Correction = "sds",
         damping: float = 1e-6,
-        inverse_root: str | InverseRoot = "eigh",
+        inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
     ) -> None:

@@ -39,7 +39,7 @@ class SDSOptimizerFactory:
         optimizer_kwargs: Mapping[str, Any] | None = None,
         correction: str | Correction = "sds",
         damping: float = 1e-6,
-        inverse_root: str | InverseRoot = "eigh",
+        inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
     ) -> SDSPreconditioner:
@@ -114,7 +114,7 @@ class SDSCallback(TrainerCallback):
         correction: str | Correction = "sds",
         *,
         damping: float = 1e-6,
-        inverse_root: str | InverseRoot = "eigh",
+        inverse_root: str | InverseRoot = "auto",
         log_conditions: bool = True,
     ) -> None:
         self._options = (correction, damping, inverse_root)

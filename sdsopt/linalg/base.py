@@ -19,6 +19,8 @@ class RootStatus(IntEnum):
     """The matrix is zero: its root is defined as the identity."""
     NON_FINITE = 2
     """The matrix holds NaN or infinity: its root is filled with NaN."""
+    FALLBACK = 3
+    """The method failed on the matrix: its root is a multiple of the identity."""
 
 
 class RootResult(NamedTuple):
