@@ -36,8 +36,9 @@ class NewtonSchulzInverseRoot(InverseRoot):
     Cost: 14 products of r×r matrices for λmax, and 3 for each step. Exponents that are no multiple of 1/2 are left to
     `EighInverseRoot`.
 
-    In float64 it is exact to about 1e-15·cond(M). A matrix on which it did not converge, which takes rounding errors
-    larger than the damping, gives a multiple of the identity: the gradient keeps its direction (`RootStatus.FALLBACK`).
+    In float64 its relative error is about 1e-11 + 1e-15·cond(M), which float32 gradients do not notice. A matrix on
+    which it did not converge, which takes rounding errors larger than the damping, gives a multiple of the identity:
+    the gradient keeps its direction (`RootStatus.FALLBACK`).
     """
 
     def reduce(self, factor: Tensor) -> Tensor:
