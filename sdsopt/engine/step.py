@@ -15,6 +15,7 @@ from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
 from sdsopt.engine.batch import Batch
 from sdsopt.engine.job import Job
+from sdsopt.engine.many import copies, differences, flat, like, set_to_sums, shrunk
 from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.stacks import stacks
@@ -33,10 +34,15 @@ class _Target(NamedTuple):
     parameters: PairTensors
     before: PairTensors  # their values before the step, where the correction maps updates
 
-    def before_step(self, gradients: Mapping[Tensor, Tensor | None]) -> _Target:
-        """Keeps the values of those factors that are to step."""
-        stepping = PairTensors(*(None if p is None or gradients[p] is None else p for p in self.parameters))
-        return self._replace(parameters=stepping, before=stepping.map(torch.clone))
+
+def _before_step(targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
+    """Keeps the values of those factors that are to step."""
+    stepping = [
+        PairTensors(*(None if p is None or gradients[p] is None else p for p in target.parameters))
+        for target in targets
+    ]
+    before = like(stepping, copies(flat(stepping)))
+    return [_Target(target.job, *values) for target, *values in zip(targets, stepping, before, strict=True)]
 
 
 class StepEngine:
@@ -111,7 +117,7 @@ class StepEngine:
             for batch in self._batches(targets, groups):
                 gradients.update(self._precondition(batch))
             if correction.uses_updates:
-                targets = [target.before_step(gradients) for target in targets]
+                targets = _before_step(targets, gradients)
 
         with _gradients_replaced(gradients), self._clipped(param_groups):
             yield len(targets)
@@ -197,16 +203,14 @@ class StepEngine:
 
     def _postcondition(self, batch: Sequence[_Target], groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
         """Replaces the steps that were taken by those that the correction makes of them; the decay stays as it is."""
-        decayed = [
-            target.before.map(lambda start, p: start * (1 - decay_of(groups[id(p)], p)), target.parameters)
-            for target in batch
-        ]
-        updates = [target.parameters.map(torch.sub, start) for target, start in zip(batch, decayed, strict=True)]
-        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in batch[0].parameters))
-        stacked = Batch([target.job for target in batch], [target.before for target in batch])
-        mapped = stacked.postcondition(self.recipe.correction, updates, rates)
-        for target, start, update in zip(batch, decayed, mapped, strict=True):
-            target.parameters.map(lambda p, start, update: p.copy_(start + update), start, update)
+        stepped, before = [target.parameters for target in batch], [target.before for target in batch]
+        parameters = flat(stepped)
+        decayed = shrunk(flat(before), [decay_of(groups[id(p)], p) for p in parameters])
+        updates = like(stepped, differences(parameters, decayed))
+        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in stepped[0]))
+        stacked = Batch([target.job for target in batch], before)
+        mapped = flat(stacked.postcondition(self.recipe.correction, updates, rates))
+        set_to_sums(parameters, decayed, mapped)
 
 
 def _require_unhooked(pair: LoRAPair, side: str, parameter: Parameter) -> None:

@@ -66,11 +66,12 @@ class NewtonSchulzInverseRoot(InverseRoot):
         for exponent in exponents:
             found = powers[exponent] if exponent in powers else torch.linalg.matrix_power(inverse, round(2 * exponent))
             found = torch.where(converged, found, identity) * scale.pow(-exponent)
-            roots.append(found.masked_fill(~finite[:, None, None], torch.nan))
+            roots.append(torch.where(finite.view(-1, 1, 1), found, torch.nan))
 
         status = torch.where(converged, RootStatus.OK.value, RootStatus.FALLBACK.value)
-        status = torch.where(zero, RootStatus.ZERO.value, status).flatten().to(torch.uint8)
-        return RootResult(tuple(roots), status.masked_fill(~finite, RootStatus.NON_FINITE.value))
+        status = torch.where(zero, RootStatus.ZERO.value, status).flatten()
+        status = torch.where(finite, status, RootStatus.NON_FINITE.value)
+        return RootResult(tuple(roots), status.to(torch.uint8))
 
 
 def _largest_eigenvalue(matrices: Tensor) -> Tensor:
@@ -104,4 +105,4 @@ def _scalings(lower: float, eps: float) -> list[float]:
 
 
 def _trace(matrices: Tensor) -> Tensor:
-    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]  # (k, 1, 1)
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1).view(-1, 1, 1)  # (k, 1, 1)
