@@ -49,7 +49,8 @@ class StepEngine:
     """Corrects the gradients of pairs for the time of one step.
 
     Extra memory during a step: the corrected gradients, one copy of the LoRA parameters; with a correction that uses
-    updates, a second copy; with `max_grad_norm`, a copy of the other gradients; and one pair at a time in float64.
+    updates, a second copy; with `max_grad_norm`, a copy of the other gradients. And what is computed with at a time:
+    a few megabytes on a CPU, a few hundred elsewhere, or one pair in float64 where the correction needs it whole.
 
     Args:
         pairs: The pairs to correct.
@@ -119,8 +120,9 @@ class StepEngine:
             if correction.uses_updates:
                 targets = _before_step(targets, gradients)
 
-        with _gradients_replaced(gradients), self._clipped(param_groups):
+        with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
             yield len(targets)
+        gradients.clear()  # their memory is needed for the updates
 
         if correction.uses_updates:
             with torch.no_grad(), without_autocast(device_types):
@@ -191,13 +193,14 @@ class StepEngine:
         }
 
     @contextmanager
-    def _clipped(self, param_groups: Sequence[ParamGroup]) -> Generator[None]:
+    def _clipped(self, param_groups: Sequence[ParamGroup], own: Mapping[Tensor, object]) -> Generator[None]:
         if self.max_grad_norm is None:
             yield
             return
         parameters = [p for group in param_groups for p in group["params"] if p.grad is not None]
-        # Copies, since clipping writes in place and the raw gradients shall come back.
-        with _gradients_replaced({parameter: parameter.grad.clone() for parameter in parameters}):
+        # Clipping writes in place: into copies, where the gradient is not our own and shall come back.
+        raw = [parameter for parameter in parameters if parameter not in own]
+        with _gradients_replaced({parameter: parameter.grad.clone() for parameter in raw}):
             clip_grad_norm_(parameters, self.max_grad_norm)
             yield
 

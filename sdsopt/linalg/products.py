@@ -10,7 +10,7 @@ from torch import Tensor
 from sdsopt.linalg.precision import accurate_dtype
 
 # How much of a long tensor is converted at once: on a CPU what stays in its cache, elsewhere what keeps a GPU busy.
-_CPU_BYTES = 4 * 2**20
+_CPU_BYTES = 2 * 2**20
 _DEVICE_BYTES = 256 * 2**20
 
 
