@@ -67,7 +67,8 @@ class SDSPreconditioner(Optimizer):
         correction: A name (see `available_corrections`) or a `Correction`.
         damping: Relative damping δ ≥ 0, dimensionless: M^(-p) means (M + δ·λmax(M)·I)^(-p). The default 1e-6 leaves
             factors with condition number up to about 100 as good as undamped, and bounds the gain at 1000.
-        inverse_root: Method for the roots: "eigh" (default) or "svd" (most accurate), or an `InverseRoot`.
+        inverse_root: Method for the roots: "auto" (default: "eigh" on a CPU, "newton_schulz", which never waits for the
+            device, elsewhere), "svd" (most accurate), or an `InverseRoot`.
         rescale: "grad_norm" keeps the Frobenius norm of each factor's raw gradient (grafting), so that a learning rate
             tuned for plain LoRA with SGD carries over. None (default) does not.
         max_grad_norm: Clips the norm of all gradients of a step together, as `torch.nn.utils.clip_grad_norm_` does,
@@ -104,7 +105,7 @@ class SDSPreconditioner(Optimizer):
         correction: str | Correction = "sds",
         *,
         damping: float = 1e-6,
-        inverse_root: str | InverseRoot = "eigh",
+        inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
         transport: Literal["moments"] | None = None,

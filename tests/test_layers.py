@@ -38,12 +38,13 @@ ORDER = [
     "integrations",
     "reference",
     "compare",
+    "bench",
     "cli",
     "__main__",
 ]
 OPTIMIZERS = {"nesting", "weight_decay", "inner", "moments"}
 NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": OPTIMIZERS, "hooks": OPTIMIZERS}
-TORCH_ONLY = set(ORDER) - {"adapters", "integrations", "reference", "compare", "cli", "__main__"}
+TORCH_ONLY = set(ORDER) - {"adapters", "integrations", "reference", "compare", "bench", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
 

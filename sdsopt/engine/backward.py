@@ -14,8 +14,10 @@ from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from sdsopt.corrections import PairTensors
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.batch import Batch
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import StaleParametersError, UnsupportedCorrectionError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair, Note, read_note
@@ -118,7 +120,7 @@ class BackwardEngine:
             job = self._job(pair, getattr(pair, side))
         one = PairTensors(gradient, None) if side == "A" else PairTensors(None, gradient)
         with without_autocast({gradient.device.type}):
-            corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(one)))
+            [corrected] = Batch([job]).precondition(self.recipe.correction, [one])
         found = getattr(corrected, side)
         if found is None:  # to autograd, a hook that returns None leaves the gradient as it is
             raise UnsupportedCorrectionError(

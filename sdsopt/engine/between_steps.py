@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdsopt.corrections import Factors, PairTensors, basis_change
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import UnsupportedCorrectionError
 from sdsopt.linalg import balancing_transform
 from sdsopt.pairs import LoRAPair

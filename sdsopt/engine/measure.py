@@ -18,8 +18,9 @@ from sdsopt.diagnostics import (
     stable_rank,
 )
 from sdsopt.engine.backward import is_hooked
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import DoubleCorrectionError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair
@@ -111,7 +112,8 @@ def measure(
 
 
 def _step(job: Job, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasurement:
-    factors, raw = job.factors(), job.split(PairTensors(job.A.grad, job.B.grad))
+    factors = job.factors()
+    raw = job.split(PairTensors(job.A.grad, job.B.grad)).map(lambda gradient: gradient.to(job.dtype))
     corrected = recipe.correction.precondition(factors, raw)
     spectra = PairTensors(*(None if gradient is None else singular_values(gradient) for gradient in corrected))
     return StepMeasurement(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from operator import attrgetter
 
 from torch import Tensor, nn
 
@@ -147,7 +147,7 @@ class LoRAPair:
 
     def _resolve(self, side: str, path: str) -> nn.Parameter:
         try:
-            found: object = reduce(getattr, path.split("."), self.module)
+            found: object = attrgetter(path)(self.module)
         except AttributeError:
             found = None
         if not isinstance(found, nn.Parameter):

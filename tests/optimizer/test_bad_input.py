@@ -60,7 +60,7 @@ def trained(correction: str) -> tuple[Network, SDSPreconditioner]:
         ({"damping": -1e-3}, ValueError, r"damping .* got -0\.001"),
         ({"damping": float("nan")}, ValueError, "damping .* got nan"),
         ({"damping": float("inf")}, ValueError, "damping .* got inf"),
-        ({"inverse_root": "qr"}, ValueError, "'qr'; known: eigh, svd"),
+        ({"inverse_root": "qr"}, ValueError, "'qr'; known: auto, eigh, svd, newton_schulz"),
         ({"rescale": "norm"}, ValueError, r"rescale must be .grad_norm. or None, got 'norm'"),
     ],
 )

@@ -43,7 +43,7 @@ class SDSCallback(TrainerCallback):
         correction: str | Correction | None = "sds",
         *,
         damping: float = 1e-6,
-        inverse_root: str | InverseRoot = "eigh",
+        inverse_root: str | InverseRoot = "auto",
         log_conditions: bool = True,
     ) -> None:
         self._options = (correction, damping, inverse_root)

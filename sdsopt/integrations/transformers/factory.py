@@ -44,7 +44,7 @@ class SDSOptimizerFactory:
         optimizer_kwargs: Mapping[str, Any] | None = None,
         correction: str | Correction = "sds",
         damping: float = 1e-6,
-        inverse_root: str | InverseRoot = "eigh",
+        inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
     ) -> SDSPreconditioner:
