@@ -13,7 +13,7 @@ from sdsopt.corrections import (
     register_correction,
 )
 from sdsopt.hooks import Handle, attach
-from sdsopt.linalg import InverseRoot
+from sdsopt.linalg import InverseRoot, use_native_products
 from sdsopt.lora_plus import lora_plus_groups
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, linked_pairs, register_layout
@@ -45,4 +45,5 @@ __all__ = [
     "lora_plus_groups",
     "register_correction",
     "register_layout",
+    "use_native_products",
 ]

@@ -3,6 +3,7 @@
 from sdsopt.linalg.auto import AutoInverseRoot
 from sdsopt.linalg.base import InverseRoot, RootResult, RootStatus
 from sdsopt.linalg.eigh import EighInverseRoot
+from sdsopt.linalg.native import use_native_products
 from sdsopt.linalg.newton_schulz import NewtonSchulzInverseRoot
 from sdsopt.linalg.polar import polar_factor
 from sdsopt.linalg.precision import accurate_dtype, without_autocast
@@ -27,5 +28,6 @@ __all__ = [
     "multiply_right",
     "polar_factor",
     "solve_sylvester",
+    "use_native_products",
     "without_autocast",
 ]
