@@ -54,5 +54,9 @@ class UnknownCorrectionError(SDSOptError, ValueError):
     """No correction of that name is registered."""
 
 
+class NativeBuildError(SDSOptError, RuntimeError):
+    """The native products could not be compiled."""
+
+
 class MissingExtraError(SDSOptError, ImportError):
     """A package of an optional extra is not installed."""

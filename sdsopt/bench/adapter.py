@@ -43,6 +43,9 @@ class Adapter(nn.Module):
             for parameter in self.parameters():
                 # About what training leaves: the columns of B and the rows of A are neither equal nor orthogonal.
                 parameter.normal_(std=0.02)
+        if device == "cpu":
+            # glibc gives small blocks back to the system until a larger one was freed, as every training step does.
+            torch.empty(31 * 2**20, dtype=torch.uint8)
         self._gradients = [torch.randn_like(parameter) for parameter in self.parameters()]
 
     @property

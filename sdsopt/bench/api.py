@@ -13,6 +13,7 @@ from sdsopt.bench.growth import Curve, measure_growth, save_figure
 from sdsopt.bench.machine import describe_machine
 from sdsopt.bench.settings import Settings
 from sdsopt.bench.table import HEADINGS, Section, cells, measure_sections, shown
+from sdsopt.bench.timing import Stopwatch
 
 _LEGEND = (
     "Everything is run in turn, round by round: step = median [quartiles]; correction = median time beyond bare fused\n"
@@ -101,13 +102,16 @@ def bench(settings: Settings | None = None, on_start: Callable[[str], object] = 
     settings = Settings() if settings is None else settings
     sections = measure_sections(settings, on_start)
     shares: list[Share] = []
+    stopwatch = Stopwatch(settings.device, settings.clock)
     if settings.training_step:
         for rank in settings.ranks:
             for dtype in settings.dtypes:
                 on_start(f"a training step, r = {rank}, {dtype}")
-                shares += measure_share(rank, dtype, settings.device, settings.rounds)
+                shares += measure_share(rank, dtype, settings.rounds, stopwatch)
     curves = measure_growth(settings, on_start) if settings.growth else []
-    return Report(describe_machine(settings.device), tuple(sections), tuple(shares), tuple(curves))
+    return Report(
+        describe_machine(settings.device) | {"clock": settings.clock}, tuple(sections), tuple(shares), tuple(curves)
+    )
 
 
 def _line(*texts: str) -> str:

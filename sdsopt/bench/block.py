@@ -10,7 +10,7 @@ import torch
 from torch.optim import AdamW
 
 from sdsopt.bench.settings import DTYPES
-from sdsopt.bench.timing import timed
+from sdsopt.bench.timing import Stopwatch
 from sdsopt.extras import extra
 from sdsopt.optimizer import SDSPreconditioner
 
@@ -41,12 +41,13 @@ class Share:
     share: float
 
 
-def measure_share(rank: int, dtype: str, device: str, rounds: int) -> list[Share]:
+def measure_share(rank: int, dtype: str, rounds: int, stopwatch: Stopwatch) -> list[Share]:
     """Trains a real block of true dimensions on random tokens, and times its parts side by side.
 
     Raises:
         MissingExtraError: transformers or peft is missing.
     """
+    device = stopwatch.device
     model: Any = _build(rank, DTYPES[dtype], device)
     hidden = torch.randn(1, TOKENS, model.config.hidden_size, dtype=DTYPES[dtype], device=device)
     adamw = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
@@ -59,9 +60,9 @@ def measure_share(rank: int, dtype: str, device: str, rounds: int) -> list[Share
     bare: list[float] = []
     corrections: dict[str, list[float]] = {name: [] for name in wrappers}
     for attempt in range(rounds + 1):
-        whole = timed(gradients, device)
-        step = timed(adamw.step, device)
-        found = {name: timed(wrapper.step, device) - step for name, wrapper in wrappers.items()}
+        whole = stopwatch.seconds(gradients)
+        step = stopwatch.seconds(adamw.step)
+        found = {name: stopwatch.seconds(wrapper.step) - step for name, wrapper in wrappers.items()}
         if attempt:  # the first one allocates the optimizer's state
             bare.append(whole + step)
             for name, seconds in found.items():

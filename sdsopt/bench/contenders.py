@@ -12,7 +12,9 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 from sdsopt.bench.adapter import Adapter
+from sdsopt.errors import NativeBuildError
 from sdsopt.hooks import attach
+from sdsopt.linalg import use_native_products
 from sdsopt.optimizer import SDSPreconditioner
 
 _LR = 1e-6  # the parameters hardly move from round to round
@@ -68,6 +70,26 @@ class Step(Contender):
         """The optimizer's state."""
         states: Any = getattr(self._optimizer, "state", {})  # not every optimizer of other people has one
         return [t for state in states.values() for t in state.values() if isinstance(t, torch.Tensor)]
+
+
+@final
+class CompiledStep(Contender):
+    """A step with the products that are compiled for this CPU."""
+
+    def __init__(self, name: str, optimizer: Optimizer) -> None:
+        self.name = name
+        self._optimizer = optimizer
+
+    @contextlib.contextmanager
+    def ready(self) -> Generator[None]:
+        use_native_products()
+        try:
+            yield
+        finally:
+            use_native_products(False)
+
+    def run(self) -> None:
+        self._optimizer.step()
 
 
 @final
@@ -142,6 +164,13 @@ def contenders_for(adapter: Adapter, *, peers: bool) -> tuple[list[Contender], d
         contenders.append(Step(correction, SDSPreconditioner(adamw, adapter, correction), own_state=False))
     contenders.append(Hooks(adapter))
     skipped: dict[str, str] = {}
+    if next(adapter.parameters()).device.type == "cpu":
+        compiled = [CompiledStep(f"{c}, compiled", SDSPreconditioner(adamw, adapter, c)) for c in ("sds", "sds-split")]
+        try:
+            with compiled[0].ready():
+                contenders += compiled
+        except NativeBuildError as error:
+            skipped["compiled"] = str(error)
     if not peers:
         return contenders, skipped
     if any(hasattr(layer, "num_experts") for layer in adapter.layers):

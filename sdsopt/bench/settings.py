@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -22,6 +23,7 @@ class Settings:
         dtypes: "float32", "bfloat16".
         device: Such as "cpu" or "cuda".
         rounds: How often everything is timed, in turn.
+        clock: "wall", or on a CPU "cpu": the time of this process alone, which others on the machine change least.
         memory: GiB for parameters, gradients, optimizer states and corrected gradients; it limits the layers.
         peers: Whether other implementations are measured too.
         training_step: Whether a whole training step of a Llama block is measured too.
@@ -36,6 +38,7 @@ class Settings:
     dtypes: Sequence[str] = ("float32",)
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     rounds: int = 9
+    clock: Literal["wall", "cpu"] = "wall"
     memory: float = 2.0
     peers: bool = True
     training_step: bool = False
@@ -46,6 +49,8 @@ class Settings:
         _require_known("dtype", self.dtypes, DTYPES)
         if not self.ranks or min(self.ranks) < 1:
             raise ValueError(f"ranks must be positive, got {list(self.ranks)}")
+        if self.clock not in ("wall", "cpu") or (self.clock == "cpu" and not self.device.startswith("cpu")):
+            raise ValueError(f'clock must be "wall", or on a CPU "cpu", got {self.clock!r} on {self.device}')
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if not self.memory > 0:

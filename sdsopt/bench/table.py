@@ -10,7 +10,7 @@ from sdsopt.bench.adapter import Adapter
 from sdsopt.bench.contenders import ADAMW, BACKWARD, contenders_for
 from sdsopt.bench.settings import DTYPES, Settings
 from sdsopt.bench.shapes import SHAPES, ModelShape
-from sdsopt.bench.timing import Timing, run_rounds
+from sdsopt.bench.timing import Stopwatch, Timing, run_rounds
 
 # Parameters, gradients twice, AdamW's two moments, and two copies in a step: as multiples of the parameters.
 _COPIES = 7
@@ -78,7 +78,7 @@ def measure(model: ModelShape, rank: int, dtype: str, settings: Settings) -> Sec
     blocks = _blocks_that_fit(model, rank, dtype, settings)
     adapter = Adapter(model, blocks, rank, DTYPES[dtype], settings.device)
     contenders, skipped = contenders_for(adapter, peers=settings.peers)
-    timings, failed = run_rounds(adapter, contenders, settings.rounds, settings.device)
+    timings, failed = run_rounds(adapter, contenders, settings.rounds, Stopwatch(settings.device, settings.clock))
     return Section(
         model=model.title,
         rank=rank,

@@ -37,8 +37,34 @@ class Timing:
     extra_bytes: int
 
 
+@dataclass(frozen=True)
+class Stopwatch:
+    """How time is taken.
+
+    Attributes:
+        device: Where the work is done.
+        clock: "wall" or "cpu", as in `Settings`.
+    """
+
+    device: str
+    clock: str
+
+    def seconds(self, function: Callable[[], object]) -> float:
+        """Runs a function and returns its time, the device's work included."""
+        read = time.process_time if self.clock == "cpu" else time.perf_counter
+        self._wait()
+        started = read()
+        function()
+        self._wait()
+        return read() - started
+
+    def _wait(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)
+
+
 def run_rounds(
-    adapter: Adapter, contenders: Sequence[Contender], rounds: int, device: str
+    adapter: Adapter, contenders: Sequence[Contender], rounds: int, stopwatch: Stopwatch
 ) -> tuple[list[Timing], dict[str, str]]:
     """Times all contenders in turn, round by round.
 
@@ -49,7 +75,7 @@ def run_rounds(
         adapter: Gives every run fresh gradients.
         contenders: The first is the bare optimizer.
         rounds: Runs of each, after a first one that is not timed. What takes seconds is run once.
-        device: Where the work is done.
+        stopwatch: Takes the time.
 
     Returns:
         The timings, and the error of each contender that failed.
@@ -60,7 +86,7 @@ def run_rounds(
         adapter.backward()
         try:
             with contender.ready():
-                peak = peak_extra_bytes(contender.run, device)
+                peak = peak_extra_bytes(contender.run, stopwatch.device)
         except Exception as error:  # a peer's failure is a finding, and must not end the measurement
             if not contender.foreign:
                 raise
@@ -72,7 +98,7 @@ def run_rounds(
     rows: list[dict[str, float]] = []
     for _ in range(rounds):
         fast = [c for c in running if not rows or rows[0][c.name] < _SLOW]
-        rows.append({contender.name: _time(adapter, contender, device) for contender in fast})
+        rows.append({contender.name: _time(adapter, contender, stopwatch) for contender in fast})
     bare = contenders[0].name
     timings: list[Timing] = []
     for contender in running:
@@ -92,24 +118,10 @@ def run_rounds(
     return timings, failed
 
 
-def timed(function: Callable[[], object], device: str) -> float:
-    """Runs a function and returns its wall time in seconds, the device's work included."""
-    _wait_for(device)
-    started = time.perf_counter()
-    function()
-    _wait_for(device)
-    return time.perf_counter() - started
-
-
-def _time(adapter: Adapter, contender: Contender, device: str) -> float:
+def _time(adapter: Adapter, contender: Contender, stopwatch: Stopwatch) -> float:
     adapter.backward()
     with contender.ready():
-        return timed(contender.run, device)
-
-
-def _wait_for(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+        return stopwatch.seconds(contender.run)
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

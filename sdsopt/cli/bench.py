@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--dtypes", type=listed(str), metavar="NAMES", help="float32, bfloat16 or both")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--rounds", type=int, help="runs of each contender (default: 9)")
+    parser.add_argument("--clock", choices=("wall", "cpu"), help="cpu: this process's time, on a busy machine")
     parser.add_argument("--memory", type=float, metavar="GIB", help="limits the layers (default: 2)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave out other implementations")
@@ -53,7 +54,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from sdsopt.bench import Settings, bench
 
     # Options that were not given keep the defaults, which are written down in one place.
-    names = ("shapes", "ranks", "dtypes", "device", "rounds", "memory", "peers", "training_step", "growth")
+    names = ("shapes", "ranks", "dtypes", "device", "rounds", "clock", "memory", "peers", "training_step", "growth")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     try:
         if arguments.threads is not None:

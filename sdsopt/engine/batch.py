@@ -10,8 +10,6 @@ from torch import Tensor
 from sdsopt.corrections import Correction, Factors, LearningRates, PairTensors
 from sdsopt.engine.job import Job
 
-_NONE = PairTensors(None, None)
-
 
 class Batch:
     """One job, or several whose factors have the same shapes, dtypes, device, scaling and gradients.
@@ -23,7 +21,7 @@ class Batch:
 
     def __init__(self, jobs: Sequence[Job], before: Sequence[PairTensors] | None = None) -> None:
         self._jobs = jobs
-        self._before = [_NONE] * len(jobs) if before is None else before
+        self._before = before
 
     def precondition(self, correction: Correction, gradients: Sequence[PairTensors]) -> list[PairTensors]:
         """Returns each job's corrected gradients, as tensors of their own; None for a factor that shall not step."""
@@ -52,7 +50,10 @@ class Batch:
         return [job.join(PairTensors(*part)) for job, part in zip(self._jobs, parts, strict=True)]
 
     def _factors(self) -> Factors:
-        each = [job.factors(before) for job, before in zip(self._jobs, self._before, strict=True)]
+        if self._before is None:
+            each = [job.present for job in self._jobs]
+        else:
+            each = [job.factors(before) for job, before in zip(self._jobs, self._before, strict=True)]
         if len(each) == 1:
             return each[0]
         return Factors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,7 +47,12 @@ class Job:
             B=None if blocks.B is None else _stored_like(self.B, view.join_B(blocks.B, self.B.shape)),
         )
 
-    def factors(self, before: PairTensors = _NONE) -> Factors:
+    @cached_property
+    def present(self) -> Factors:
+        """The factors as they are, with the roots as soon as these are computed."""
+        return self.factors(_NONE)
+
+    def factors(self, before: PairTensors) -> Factors:
         """The factors for a correction: their values `before` a step where these are given, else the present ones."""
         A = self.A.detach() if before.A is None else before.A
         B = self.B.detach() if before.B is None else before.B

@@ -112,7 +112,7 @@ def measure(
 
 
 def _step(job: Job, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasurement:
-    factors = job.factors()
+    factors = job.present
     raw = job.split(PairTensors(job.A.grad, job.B.grad)).map(lambda gradient: gradient.to(job.dtype))
     corrected = recipe.correction.precondition(factors, raw)
     spectra = PairTensors(*(None if gradient is None else singular_values(gradient) for gradient in corrected))
@@ -135,7 +135,7 @@ def _alignment(recipe: Recipe, factors: Factors, corrected: PairTensors, full_gr
 
 
 def _pair(job: Job, steps: Mapping[str, StepMeasurement]) -> PairMeasurement:
-    factors = job.factors()
+    factors = job.present
     spectrum_A, spectrum_B = singular_values(factors.A), singular_values(factors.B)  # (e, r) each
     product = product_svd(factors.A, factors.B).S  # scaling changes neither rank
     return PairMeasurement(

@@ -42,7 +42,7 @@ def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
 
 
 def _sides(job: Job) -> tuple[_Side, _Side]:
-    factors = job.factors()
+    factors = job.present
     if factors.stored_E is None:
         return _Side(job.roots_A, factors.stored_A, True), _Side(job.roots_B, factors.stored_B, False)
     return _Side(job.roots_A, factors.partner_A, True), _Side(job.roots_B, factors.partner_B, False)
@@ -54,5 +54,6 @@ def _reduce(sides: Sequence[_Side], recipe: Recipe) -> list[tuple[_Side, Tensor]
     for group in stacks(sides, lambda side: [side.factor], lambda side: side.wide):
         factors = group[0].factor if len(group) == 1 else torch.cat([side.factor for side in group])
         reduced = recipe.inverse_root.reduce(factors.mT if group[0].wide else factors)
-        result += zip(group, reduced.split([len(side.factor) for side in group]), strict=True)
+        parts = [reduced] if len(group) == 1 else reduced.split(len(group[0].factor))
+        result += zip(group, parts, strict=True)
     return result

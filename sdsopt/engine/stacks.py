@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 _T = TypeVar("_T")
@@ -33,15 +32,15 @@ def stacks(
     result: list[list[_T]] = []
     for item in items:
         tensors = tensors_of(item)
+        limit = _CPU_BYTES if tensors[0].device.type == "cpu" else _DEVICE_BYTES
+        size = sum(tensor.nbytes for tensor in tensors)
+        if 2 * size > limit:
+            result.append([item])
+            continue
         key = in_common(item), *((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         group = open_groups.get(key)
-        if group is None or (len(group) + 1) * size > _limit(tensors[0].device):
+        if group is None or (len(group) + 1) * size > limit:
             open_groups[key] = group = []
             result.append(group)
         group.append(item)
     return result
-
-
-def _limit(device: torch.device) -> int:
-    return _CPU_BYTES if device.type == "cpu" else _DEVICE_BYTES

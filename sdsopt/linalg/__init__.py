@@ -4,6 +4,7 @@ from sdsopt.linalg.auto import AutoInverseRoot
 from sdsopt.linalg.balance import balancing_transform
 from sdsopt.linalg.base import InverseRoot, RootResult, RootStatus
 from sdsopt.linalg.eigh import EighInverseRoot
+from sdsopt.linalg.native import use_native_products
 from sdsopt.linalg.newton_schulz import NewtonSchulzInverseRoot
 from sdsopt.linalg.polar import polar_factor
 from sdsopt.linalg.precision import accurate_dtype, without_autocast
@@ -29,5 +30,6 @@ __all__ = [
     "multiply_right",
     "polar_factor",
     "solve_sylvester",
+    "use_native_products",
     "without_autocast",
 ]

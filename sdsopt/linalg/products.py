@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sdsopt.linalg.native import kernels_for
 from sdsopt.linalg.precision import accurate_dtype
 
 # How much of a long tensor is converted at once: on a CPU what stays in its cache, elsewhere what keeps a GPU busy.
@@ -23,6 +24,9 @@ def gram(factor: Tensor) -> Tensor:
     Returns:
         (..., r, r). A long X is converted part by part, so that at most a few megabytes are needed beside it.
     """
+    kernels = kernels_for(factor)
+    if kernels is not None and (result := kernels.gram(factor)) is not None:
+        return result
     dtype = accurate_dtype(factor.device)
     parts = _parts(factor, -2, dtype)
     first = parts[0].to(dtype)
@@ -40,6 +44,9 @@ def multiply_left(matrix: Tensor, tensor: Tensor) -> Tensor:
         matrix: M (..., r, r).
         tensor: X (..., r, n).
     """
+    kernels = kernels_for(tensor)
+    if kernels is not None and (result := kernels.multiply_left(matrix, tensor)) is not None:
+        return result
     return _in_parts(tensor, -1, matrix, lambda m, part: m @ part)
 
 
@@ -50,6 +57,9 @@ def multiply_right(tensor: Tensor, matrix: Tensor) -> Tensor:
         tensor: X (..., m, r).
         matrix: M (..., r, r).
     """
+    kernels = kernels_for(tensor)
+    if kernels is not None and (result := kernels.multiply_right(tensor, matrix)) is not None:
+        return result
     return _in_parts(tensor, -2, matrix, lambda m, part: part @ m)
 
 

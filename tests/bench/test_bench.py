@@ -18,10 +18,14 @@ from sdsopt.bench.memory import peak_extra_bytes
 from sdsopt.bench.shapes import LayerShape, ModelShape
 from sdsopt.bench.table import measure
 from sdsopt.cli import main
+from sdsopt.errors import NativeBuildError
+from sdsopt.linalg import use_native_products
+from sdsopt.linalg.native import kernels_for
 
 TINY = ModelShape("tiny", (LayerShape(24, 16), LayerShape(8, 16)), 3)
 EXPERTS = ModelShape("tiny experts", (LayerShape(24, 16, 4),), 2)
 SETTINGS = Settings(device="cpu", rounds=2)
+OURS = ["AdamW", "backward", "sds", "sds-split", "scaled", "attach, sds"]
 
 # Third-party packages that pytorch_optimizer and peft import complain of each other.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -82,9 +86,9 @@ def test_a_section_has_every_contender() -> None:
     pytest.importorskip("pytorch_optimizer", exc_type=ImportError)
     section = measure(TINY, 4, "float32", SETTINGS)
     names = [timing.name for timing in section.timings]
-    ours = ["AdamW", "backward", "sds", "sds-split", "scaled", "attach, sds"]
-    assert names[:8] == [*ours, "SVD of each factor", "peft riemannian"]
-    assert set(names[8:]) | set(section.skipped) == {"LoRA-RITE", "lora-pro-adamw"}
+    names = [name for name in names if not name.endswith(", compiled")]  # where there is a compiler
+    assert names[:8] == [*OURS, "SVD of each factor", "peft riemannian"]
+    assert set(names[8:]) | set(section.skipped) - {"compiled"} == {"LoRA-RITE", "lora-pro-adamw"}
     bare = section.timings[0]
     assert bare.ratio == 1.0 and bare.correction == 0.0 and bare.seconds > 0
     assert all(timing.quartiles[0] <= timing.seconds <= timing.quartiles[1] for timing in section.timings)
@@ -105,16 +109,27 @@ def test_memory_limits_the_blocks() -> None:
 
 
 def test_peers_are_not_given_experts() -> None:
-    section = measure(EXPERTS, 2, "bfloat16", SETTINGS)
-    assert [timing.name for timing in section.timings] == [
-        "AdamW",
-        "backward",
-        "sds",
-        "sds-split",
-        "scaled",
-        "attach, sds",
-    ]
+    section = measure(EXPERTS, 2, "bfloat16", replace(SETTINGS, clock="cpu"))
+    assert [timing.name for timing in section.timings if not timing.name.endswith(", compiled")] == OURS
     assert "one pair of rank r·e" in section.skipped["peers"]
+
+
+def test_compiled_products_are_in_use_for_their_round_alone() -> None:
+    try:
+        use_native_products()
+    except NativeBuildError as error:
+        pytest.skip(str(error))
+    use_native_products(False)
+    wide = ModelShape("wide", (LayerShape(64, 48),), 1)
+    model = Adapter(wide, 1, 8, torch.float32, "cpu")
+    contender = next(c for c in contenders_for(model, peers=False)[0] if c.name == "sds, compiled")
+    model.backward()
+    factor = torch.ones(1, 16, 16)
+    assert kernels_for(factor) is None
+    with contender.ready():
+        assert kernels_for(factor) is not None
+        contender.run()
+    assert kernels_for(factor) is None
 
 
 def test_a_peers_failure_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +144,7 @@ def test_a_peers_failure_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         "sdsopt.bench.contenders._PEERS", (("broken", "torch", failing), ("absent", "no_such_package", failing))
     )
     section = measure(TINY, 2, "float32", SETTINGS)
+    section.skipped.pop("compiled", None)
     assert section.skipped == {"broken": "RuntimeError: no bfloat16 here", "absent": "no_such_package is not installed"}
     assert "sds" in [timing.name for timing in section.timings]
 
@@ -201,6 +217,7 @@ def test_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--ranks", "0"], "ranks must be positive"),
         (["--rounds", "0"], "rounds must be at least 1"),
         (["--memory", "0"], "memory must be positive"),
+        (["--clock", "moon"], "--clock"),
         (["--device", "nowhere"], "the device 'nowhere' cannot be used"),
         (["--threads", "0"], "threads"),
     ],

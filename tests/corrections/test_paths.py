@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import oracle
 from recorder import corrected_gradients
-from sdsopt import attach, find_pairs
+from sdsopt import attach, find_pairs, use_native_products
+from sdsopt.errors import NativeBuildError
 from sdsopt.linalg import available_inverse_roots
 from toy import LoRALinear, factor
 
@@ -39,6 +40,16 @@ def pair_by_pair(patch: pytest.MonkeyPatch) -> None:
 def stacked(patch: pytest.MonkeyPatch) -> None:
     """As on a device."""
     patch.setattr("sdsopt.engine.stacks._CPU_BYTES", 2**30)
+
+
+def compiled(patch: pytest.MonkeyPatch) -> None:
+    """By the compiled products, with torch's for what they do not take."""
+    patch.setattr("sdsopt.linalg.native.kernels._active", None)  # and so it is again after the test
+    patch.setattr("sdsopt.engine.stacks._CPU_BYTES", 0)
+    try:
+        use_native_products()
+    except NativeBuildError as error:
+        pytest.skip(str(error))
 
 
 class Layers(nn.Module):
@@ -84,7 +95,7 @@ def hooked(model: Layers, correction: str, damping: float, method: str) -> dict[
 
 
 @pytest.mark.parametrize("mode", [wrapped, hooked])
-@pytest.mark.parametrize("path", [as_usual, in_parts, pair_by_pair, stacked])
+@pytest.mark.parametrize("path", [as_usual, in_parts, pair_by_pair, stacked, compiled])
 @pytest.mark.parametrize("method", available_inverse_roots())
 @pytest.mark.parametrize("correction", EXPONENTS)
 def test_every_path_is_as_exact(
