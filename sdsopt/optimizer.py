@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
-from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim import Optimizer
 from torch.profiler import record_function
 
 from sdsopt.bypass import BypassWatch
-from sdsopt.corrections import Correction
-from sdsopt.engine import Recipe, StepEngine
-from sdsopt.errors import NoPairsError, UnsupportedOptimizerError
+from sdsopt.corrections import Correction, make_correction
+from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
+from sdsopt.errors import NoPairsError
+from sdsopt.inner import require_mappable, require_partners, require_usable
 from sdsopt.linalg import InverseRoot
+from sdsopt.moments import moments_of, require_known_moments, require_moments
 from sdsopt.pairs import LoRAPair, require_pairs
-from sdsopt.weight_decay import decoupled_decay, require_separable_decay
+from sdsopt.weight_decay import decoupled_decay
 
 _T = TypeVar("_T")
-
-# Optimizers that estimate the Hessian, by class name: they come from packages that may not be installed.
-_NEEDS_GRAPH = {"Adahessian", "AdaHessian"}
 
 
 def _with_instance_hooks(step: Callable[..., _T]) -> Callable[..., _T]:
@@ -69,23 +68,33 @@ class SDSPreconditioner(Optimizer):
         correction: A name (see `available_corrections`) or a `Correction`.
         damping: Relative damping δ ≥ 0, dimensionless: M^(-p) means (M + δ·λmax(M)·I)^(-p). The default 1e-6 leaves
             factors with condition number up to about 100 as good as undamped, and bounds the gain at 1000.
-        inverse_root: Method for the roots: "eigh" (default) or "svd" (most accurate), or an `InverseRoot`.
+        inverse_root: Method for the roots: "auto" (default: "eigh" on a CPU, "newton_schulz", which never waits for the
+            device, elsewhere), "svd" (most accurate), or an `InverseRoot`.
         rescale: "grad_norm" keeps the Frobenius norm of each factor's raw gradient (grafting), so that a learning rate
             tuned for plain LoRA with SGD carries over. None (default) does not.
         max_grad_norm: Clips the norm of all gradients of a step together, as `torch.nn.utils.clip_grad_norm_` does,
             but after the correction. None (default) does not clip. Turn off the trainer's own clipping with it.
+        transport: "moments" lets the inner optimizer's momentum and second moments follow the bases in which it is
+            given gradients, from step to step (see `TrackBasis`). None (default) does so only where the correction is
+            defined with it, as "altlora" is. It doubles the r×r work of a step.
+        rebalance_every: After how many steps A and B are replaced by balanced factors of the same product, with the
+            moments carried along. None (default) leaves them. Do not average such factors over steps (EMA).
 
     Raises:
         DoubleCorrectionError: `sdsopt.attach` corrects the model's gradients already.
         NoPairsError: The model has no LoRA pair, or the optimizer owns none of their parameters.
         PairShapeError: Two factors of a pair do not fit together.
         UnknownCorrectionError: No correction has that name.
-        UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS), takes sparse gradients only
-            (SparseAdam), is wrapped already, or is no `torch.optim.Optimizer`; or the correction maps updates and the
-            optimizer's weight decay cannot be told from its update; or it holds one factor of a pair where both are
-            needed, for `max_grad_norm` or by the correction.
-        ValueError: `damping` is negative or not finite, `max_grad_norm` is not positive, or `inverse_root` or
-            `rescale` is unknown.
+        UnsupportedCorrectionError: `transport` or `rebalance_every` with a correction or a pair that has no bases to
+            follow.
+        UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS, SAM), differentiates twice
+            (SophiaH), takes sparse gradients only (SparseAdam), corrects LoRA gradients itself, or is no
+            `torch.optim.Optimizer`; or the correction maps the optimizer's step, and this holds more than can be told
+            apart (schedule-free ones, Prodigy with weight decay), or the correction needs a learning rate and the
+            optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps; or it holds
+            one factor of a pair where both are needed, for `max_grad_norm` or by the correction.
+        ValueError: `damping` is negative or not finite, `max_grad_norm` or `rebalance_every` is not positive, or
+            `inverse_root`, `rescale` or `transport` is unknown.
     """
 
     # Else GradScaler would leave unscaling to the inner optimizer, which never hears of the scale.
@@ -98,20 +107,25 @@ class SDSPreconditioner(Optimizer):
         correction: str | Correction = "sds",
         *,
         damping: float = 1e-6,
-        inverse_root: str | InverseRoot = "eigh",
+        inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
+        transport: Literal["moments"] | None = None,
+        rebalance_every: int | None = None,
     ) -> None:
-        _check_inner(optimizer)
+        require_usable(optimizer)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
-        recipe = Recipe.of(correction, damping, inverse_root, rescale)
+        recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
-        if recipe.correction.uses_updates:
-            require_separable_decay(optimizer, optimizer.param_groups)
+        require_mappable(optimizer, recipe.correction, optimizer.param_groups)
+        if recipe.tracks_bases:
+            require_known_moments(optimizer)
+        if transport is not None:
+            require_moments(optimizer)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
-        _require_partners(optimizer, engine)
+        require_partners(engine.parted_pairs(optimizer.param_groups), recipe.correction, max_grad_norm)
         self._adopt(optimizer, engine)
 
     def _adopt(self, inner: Optimizer, engine: StepEngine) -> None:
@@ -137,6 +151,21 @@ class SDSPreconditioner(Optimizer):
         """The pairs known to the wrapper, those of frozen adapters included."""
         return self._engine.pairs
 
+    def diagnostics(self) -> dict[str, PairMeasurement]:
+        """Measures the pairs and their present gradients, raw ("lora") and corrected; see `sdsopt.Recorder`.
+
+        Call it between `backward` and `step`. It changes nothing, and costs nothing unless called.
+
+        Returns:
+            The measurements by pair name, of pairs that have a gradient; the correction's under "corrected".
+
+        Raises:
+            DoubleCorrectionError: `sdsopt.attach` has corrected the gradients already.
+        """
+        recipe = self._engine.recipe
+        raw = dataclasses.replace(recipe, correction=make_correction("lora"))
+        return measure(self.pairs, {"lora": raw, "corrected": recipe})
+
     @_with_instance_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Corrects the gradients and steps the inner optimizer.
@@ -156,7 +185,8 @@ class SDSPreconditioner(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         decay_of = functools.partial(decoupled_decay, self._inner)
-        with self._engine.corrected(self.param_groups, decay_of) as corrected:
+        known_moments = functools.partial(moments_of, self._inner)
+        with self._engine.corrected(self.param_groups, decay_of, known_moments) as corrected:
             if not corrected:
                 self._warn_no_gradient()
             self._inner.step()
@@ -203,8 +233,7 @@ class SDSPreconditioner(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the inner optimizer."""
-        if self.correction.uses_updates:
-            require_separable_decay(self._inner, [{**self.defaults, **param_group}])
+        require_mappable(self._inner, self.correction, [{**self.defaults, **param_group}])
         self._inner.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -243,48 +272,6 @@ class SDSPreconditioner(Optimizer):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.correction}, {len(self.pairs)} LoRA pairs)\n{self._inner!r}"
-
-
-def _check_inner(optimizer: Optimizer) -> None:
-    if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UnsupportedOptimizerError(
-            f"expected a torch.optim.Optimizer instance as first argument, got {optimizer!r}; "
-            "build the optimizer first: SDSPreconditioner(torch.optim.AdamW(params, lr=2e-4), model)"
-        )
-    name = type(optimizer).__name__
-    if isinstance(optimizer, SDSPreconditioner):
-        raise UnsupportedOptimizerError("the optimizer is an SDSPreconditioner already; wrap its .inner instead")
-    if isinstance(optimizer, SparseAdam):
-        raise UnsupportedOptimizerError(f"{name} takes only sparse gradients, and LoRA's are dense; use Adam or AdamW")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    needs_closure = closure is not None and closure.default is inspect.Parameter.empty
-    if name in _NEEDS_GRAPH:
-        raise UnsupportedOptimizerError(
-            f"{name} differentiates the gradients a second time, and corrected ones have no graph; use AdamW or SGD"
-        )
-    if isinstance(optimizer, LBFGS) or needs_closure:
-        raise UnsupportedOptimizerError(
-            f"{name} evaluates the loss anew inside its step, after the gradients were corrected, and so would undo "
-            "the correction; use an optimizer that takes one gradient a step, such as AdamW or SGD"
-        )
-
-
-def _require_partners(optimizer: Optimizer, engine: StepEngine) -> None:
-    """Refuses what must see both gradients of a pair, where another optimizer or process holds one of them."""
-    parted = engine.parted_pairs(optimizer.param_groups)
-    correction = engine.recipe.correction
-    if engine.max_grad_norm is not None:
-        why = "max_grad_norm clips by the norm of its own part"
-    elif not correction.linear_per_factor and correction.precondition_rows() is None:
-        why = f"{correction} needs both gradients"
-    else:
-        return
-    if parted:
-        raise UnsupportedOptimizerError(
-            f"the optimizer holds one of the two trained factors of {parted[0].name} and {len(parted) - 1} other LoRA "
-            f"pairs, and {why}. Give it both; with ZeroRedundancyOptimizer, wrap that one: "
-            "SDSPreconditioner(ZeroRedundancyOptimizer(…), model)."
-        )
 
 
 def _owns_none(optimizer: Optimizer, engine: StepEngine) -> str:

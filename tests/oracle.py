@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -46,6 +47,27 @@ def corrected_pair(pair: LoRAPair, exponent: float, damping: float) -> tuple[Ten
     B, gradient_B = (pair.split_B(tensor.detach()) for tensor in (pair.B, pair.B.grad))
     blocks = [corrected(*tensors, exponent, damping) for tensors in zip(A, B, gradient_A, gradient_B, strict=True)]
     return torch.stack([a for a, _ in blocks]), torch.stack([b for _, b in blocks])
+
+
+def lora_pro(
+    A: Tensor, B: Tensor, gradient_A: Tensor, gradient_B: Tensor, scaling: float, damping: float
+) -> tuple[Tensor, Tensor]:
+    """LoRA-Pro's closed form with its (m, m) projector, and X by Bartels and Stewart's algorithm."""
+    B = B.double()
+    M_A, M_B = inverse_root(A.T, -1, damping), inverse_root(B, -1, damping)
+    a, b = (gradient / scaling**2 for gradient in corrected(A, B, gradient_A, gradient_B, 1, damping))
+    X = torch.from_numpy(scipy.linalg.solve_sylvester(M_B.numpy(), M_A.numpy(), -(a @ A.double().T).numpy()))
+    projector = B @ inverse_root(B, 1, damping) @ B.T  # (m, m)
+    return a + X @ A.double(), b - projector @ b - B @ X
+
+
+def muon_step(
+    A: Tensor, B: Tensor, momentum_A: Tensor, momentum_B: Tensor, scaling: float, lr: float, damping: float
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 of LoRA-Muon, with W = s·B·A in place of its A·Bᵀ."""
+    R_A, R_B = inverse_root(A.T, 0.5, damping), inverse_root(B, 0.5, damping)
+    length = -lr / (2 * scaling)
+    return length * R_B @ polar(R_B @ momentum_A.double()), length * polar(momentum_B.double() @ R_A) @ R_A
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -32,7 +32,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--corrections" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["compare", "completion"])
+@pytest.mark.parametrize("command", ["compare", "completion", "inspect", "rebalance", "bench"])
 def test_every_commands_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_compare_prints_a_table_and_names_its_files(tmp_path: Path, capsys: pyte
     out, err = capsys.readouterr()
     assert re.search(r"sds +0\.\d+", out)
     assert "12/12" in err or "timing the steps" in err
-    for name in ("runs.jsonl", "loss_curves.png", "lr_sensitivity.png", "condition_numbers.png"):
+    for name in ("report.html", "table.md", "loss_curves.png", "lr_sensitivity.png", "condition_numbers.png"):
         assert (tmp_path / name).exists()
         assert name in out.replace("\n", "")
 
@@ -98,6 +98,26 @@ def test_compare_prints_a_table_and_names_its_files(tmp_path: Path, capsys: pyte
     out, err = capsys.readouterr()
     assert err == ""
     assert "full" not in [line.split()[0] for line in out.splitlines() if line.split()]
+
+
+def test_a_report_is_made_again_without_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--corrections", "lora,sds", "--out", str(tmp_path), "--quiet"]) == 0
+    table = capsys.readouterr().out
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".html", ".md")}
+    for name in first:
+        (tmp_path / name).unlink()
+    assert main(["compare", "report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == table
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name in first} == first
+
+    (tmp_path / "runs.jsonl").write_text("")
+    assert main(["compare", "report", str(tmp_path)]) == 1
+    assert "12 of the 12 runs" in capsys.readouterr().err
+
+
+def test_a_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "report", str(tmp_path)]) == 1
+    assert f"{tmp_path} holds no finished comparison" in capsys.readouterr().err
 
 
 def test_resuming_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +137,7 @@ def test_resuming_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["compare", "--seeds", "0"], "at least one seed"),
         (["compare", "--steps", "0"], "steps must be at least 1"),
         (["compare", "--jobs", "0"], "--jobs must be at least 1"),
-        (["compare", "--task", "nothing"], "'digits' or package.module:Task"),
+        (["compare", "--task", "nothing"], "sensing or package.module:Task"),
         (["compare", "--task", "no_such_module:Task"], "no module 'no_such_module'"),
         (["compare", "--task", "toy_task:Nothing"], "toy_task has no 'Nothing'"),
         (["compare", "--task", "toy_task:Dense"], "is not a sdsopt.compare.Task"),

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Generator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from sdsopt.cli import compare_paper, compare_report
+from sdsopt.cli.compare_report import show
+from sdsopt.cli.cores import cores
 from sdsopt.cli.parser import add_command
+from sdsopt.cli.values import listed
 from sdsopt.errors import SDSOptError
 from sdsopt.extras import extra
 
 if TYPE_CHECKING:
     from sdsopt.compare import Settings, Task
 
-_T = TypeVar("_T")
+_RETRIES = 3
 
 _DESCRIPTION = """\
 Compare corrections of LoRA gradients over learning rates and seeds, beside
@@ -27,8 +32,9 @@ the digits 0-4 learns 5-9, with AdamW and SGD; a few minutes on 2 cores."""
 _EXAMPLES = """\
 sdsopt compare                     everything, on the digits task
 sdsopt compare --corrections lora,sds --inner adamw --seeds 5
+sdsopt compare --task language --ranks 4,16
 sdsopt compare --task my_module:MyTask --lrs 1e-4,3e-4,1e-3
-sdsopt compare --json -q           the table's numbers, for a program"""
+sdsopt compare report sdsopt-results    table and figures again"""
 
 
 class UsageError(SDSOptError, ValueError):
@@ -44,78 +50,98 @@ def add_parser(subparsers: Any) -> None:
         description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
-    parser.add_argument("--task", default="digits", help="'digits', or your own as package.module:Task")
-    parser.add_argument("--corrections", type=_listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
-    parser.add_argument("--no-full", dest="full", action="store_false", help="leave out full fine-tuning")
-    parser.add_argument("--inner", type=_listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
     parser.add_argument(
-        "--lrs", type=_listed(float), metavar="LRS", help="one grid for all methods (default: each method's own)"
+        "--task",
+        default="digits",
+        help="digits (default), language, minilm, factorization, sensing, or your own as package.module:Task",
     )
+    parser.add_argument("--corrections", type=listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
+    parser.add_argument("--no-full", dest="full", action="store_false", help="leave out full fine-tuning")
+    parser.add_argument("--inner", type=listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
+    parser.add_argument(
+        "--lrs", type=listed(float), metavar="LRS", help="one grid for all methods (default: each method's own)"
+    )
+    parser.add_argument("--widen", type=int, help="times a grid may grow where its best rate is an edge (default: 4)")
     parser.add_argument("--seeds", type=_seeds, help="their number, or a list such as 0,1,5 (default: 3)")
-    parser.add_argument("--rank", type=int, help="rank of the adapters (default: 8)")
+    parser.add_argument("--ranks", type=listed(int), help="ranks of the adapters, such as 4,16 (default: 8)")
     parser.add_argument("--steps", type=int, help="steps of every run (default: 150)")
     parser.add_argument("--out", default="sdsopt-results", metavar="DIR", help="results (default: ./%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
-    parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and draw no figures")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: the cores, %(default)s)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="compute on a Dask cluster, such as tcp://host:8786")
+    parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and write no report")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
+    others = parser.add_subparsers(title="other comparisons, and old ones", metavar="COMMAND")
+    for command in (compare_paper, compare_report):
+        command.add_parser(others)
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     # Here and not above: `sdsopt --help` works without the extra.
     from sdsopt.compare import Observer, compare
-    from sdsopt.compare.grid import make_runs
+    from sdsopt.compare.grid import make_grids
 
     with extra("demo"):
         from rich.console import Console
 
     from sdsopt.compare.progress import RichObserver
-    from sdsopt.compare.sweep import runs_file
 
     try:
         task, settings = load_task(arguments.task), _settings(arguments)
-        make_runs(task, settings)  # a mistake in the grid is a usage error, and shows before anything runs
+        make_grids(task, settings)  # a mistake in the grid is a usage error, and shows before anything runs
         if arguments.jobs < 1:
             raise UsageError(f"--jobs must be at least 1, got {arguments.jobs}")
     except ValueError as error:
         parser.error(str(error))
 
-    console = Console()
     observer = Observer() if arguments.quiet else RichObserver(Console(stderr=True))
     try:
-        comparison = compare(
-            task, settings, out=arguments.out, jobs=arguments.jobs, fresh=arguments.fresh, observer=observer
-        )
+        with _executor(arguments.dask) as executor:
+            comparison = compare(
+                task,
+                settings,
+                out=arguments.out,
+                jobs=arguments.jobs,
+                executor=executor,
+                fresh=arguments.fresh,
+                observer=observer,
+            )
     except KeyboardInterrupt:
         resume = "the same command without --fresh" if arguments.fresh else "the same command"
         print(f"\nsdsopt: interrupted; finished runs are in {arguments.out}, {resume} resumes", file=sys.stderr)
         return 130
 
-    if arguments.json:
-        print(json.dumps(comparison.to_json(), indent=2))
-        return 0
-    console.print(comparison.table())
-    figures = comparison.save_figures()
-    print(f"Results: {runs_file(comparison.directory).path}")
-    for figure in figures:
-        print(f"Figure:  {figure}")
+    show(comparison, as_json=arguments.json)
     return 0
 
 
+@contextmanager
+def _executor(address: str | None) -> Generator[Executor | None]:
+    """Connects to a Dask scheduler; None stays on this machine."""
+    if address is None:
+        yield None
+        return
+    with extra("dask"):
+        from distributed import Client
+    with Client(address) as client:
+        # A worker that dies is not the run's fault: Dask gives its runs to another.
+        yield client.get_executor(retries=_RETRIES, pure=False)
+
+
 def load_task(name: str) -> Task:
-    """Returns the embedded task, or an instance of the class `package.module:Task`.
+    """Returns an embedded task, or an instance of the class `package.module:Task`.
 
     Raises:
         UsageError: There is no such task, or it is not a `Task`.
     """
-    from sdsopt.compare import DigitsTask, Task
+    from sdsopt.compare import TASKS, Task
 
-    if name == "digits":
-        return DigitsTask()
+    if name in TASKS:
+        return TASKS[name]()
     module_name, _, attribute = name.partition(":")
     if not attribute:
-        raise UsageError(f"--task is 'digits' or package.module:Task, got {name!r}")
+        raise UsageError(f"--task is {', '.join(TASKS)} or package.module:Task, got {name!r}")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does, and unlike an installed command
     try:
@@ -136,23 +162,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     from sdsopt.compare import Settings
 
     # Options that were not given keep the defaults, which are written down in one place.
-    names = ("corrections", "full", "inner", "lrs", "seeds", "rank", "steps")
+    names = ("corrections", "full", "inner", "lrs", "widen", "seeds", "ranks", "steps")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     return Settings(**given)
 
 
-def _listed(kind: Callable[[str], _T]) -> Callable[[str], list[_T]]:
-    def parse(text: str) -> list[_T]:
-        return [kind(part.strip()) for part in text.split(",") if part.strip()]
-
-    parse.__name__ = f"list of {kind.__name__}"  # argparse's message names the type
-    return parse
-
-
 def _seeds(text: str) -> list[int]:
-    values = _listed(int)(text)
+    values = listed(int)(text)
     return values if "," in text else list(range(*values))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,8 +8,8 @@ comparison = compare(MyTask(), Settings(corrections=["lora", "sds"], steps=200))
 rich.print(comparison.table())
 """
 
-from sdsopt.compare.api import Comparison, compare
-from sdsopt.compare.digits import DigitsTask
+from sdsopt.compare.api import Comparison, compare, load_comparison
+from sdsopt.compare.difference import Difference
 from sdsopt.compare.grid import Run, Settings
 from sdsopt.compare.learning_rates import log_grid
 from sdsopt.compare.methods import Inner, Method
@@ -17,14 +17,20 @@ from sdsopt.compare.observer import Observer
 from sdsopt.compare.records import Record
 from sdsopt.compare.summary import Cell, Row, Stat, summarise
 from sdsopt.compare.task import Task
+from sdsopt.compare.tasks import TASKS, DigitsTask, FactorizationTask, LanguageTask, MiniLMTask
 from sdsopt.errors import MissingExtraError
 
 __all__ = [
+    "TASKS",
     "Cell",
     "Comparison",
+    "Difference",
     "DigitsTask",
+    "FactorizationTask",
     "Inner",
+    "LanguageTask",
     "Method",
+    "MiniLMTask",
     "MissingExtraError",
     "Observer",
     "Record",
@@ -34,6 +40,7 @@ __all__ = [
     "Stat",
     "Task",
     "compare",
+    "load_comparison",
     "log_grid",
     "summarise",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsopt.compare.grid import Settings
+from sdsopt.compare.manifest import load_manifest, save_manifest
 from sdsopt.compare.observer import Observer
 from sdsopt.compare.records import Record
 from sdsopt.compare.step_time import StepTimes, step_times, step_times_file
@@ -25,14 +27,12 @@ class Comparison:
 
     Attributes:
         task: Name of the task.
-        settings: What was compared.
         directory: Where its results are.
         records: One for each run.
-        step_times: Time of a step relative to plain LoRA, by (inner, method).
+        step_times: Time of a step relative to plain LoRA, by (inner, rank, method).
     """
 
     task: str
-    settings: Settings
     directory: Path
     records: tuple[Record, ...]
     step_times: StepTimes
@@ -45,15 +45,15 @@ class Comparison:
     @property
     def title(self) -> str:
         """Names the task and its size."""
-        return f"{self.task}: LoRA rank {self.settings.rank}, {self.settings.steps} steps"
+        ranks = ", ".join(str(rank) for rank in dict.fromkeys(record.rank for record in self.records))
+        return f"{self.task}: LoRA rank {ranks}, {self.records[0].steps} steps"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what the table shows, and every learning rate's loss, as plain JSON types."""
         return {
             "task": self.task,
-            "rank": self.settings.rank,
-            "steps": self.settings.steps,
-            "methods": [row_to_json(row, self.step_times.get((row.inner, row.method))) for row in self.rows],
+            "steps": self.records[0].steps,
+            "methods": [row_to_json(row, self.step_times.get((row.inner, row.rank, row.method))) for row in self.rows],
         }
 
     def table(self) -> Table:
@@ -62,11 +62,22 @@ class Comparison:
 
         return make_table(self.rows, self.step_times, self.title)
 
-    def save_figures(self) -> list[Path]:
-        """Draws the figures into `directory` and returns their paths. Needs the extra `demo`."""
-        from sdsopt.compare.figures import save_figures
+    def save_report(self) -> list[Path]:
+        """Writes `report.html`, `table.md` and the figures into `directory`. Needs the extra `demo`.
 
-        return save_figures(self.rows, self.directory, self.title)
+        Returns:
+            Their paths, the report first.
+        """
+        from sdsopt.compare.figures import save_figures
+        from sdsopt.compare.markdown import make_markdown
+        from sdsopt.compare.report import make_report
+
+        texts = {"report.html": make_report, "table.md": make_markdown}
+        for name, make in texts.items():
+            (self.directory / name).write_text(make(self.rows, self.step_times, self.title), encoding="utf8")
+        return [self.directory / name for name in texts] + save_figures(
+            self.rows, self.step_times, self.directory, self.title
+        )
 
 
 def compare(
@@ -75,6 +86,7 @@ def compare(
     *,
     out: str | Path = "sdsopt-results",
     jobs: int = 1,
+    executor: Executor | None = None,
     fresh: bool = False,
     observer: Observer | None = None,
 ) -> Comparison:
@@ -86,6 +98,9 @@ def compare(
         out: Folder of the results. Several tasks and settings may share one.
         jobs: Number of processes. Above 1, the task must be picklable and a script needs its
             `if __name__ == "__main__":`.
+        executor: Computes the runs instead, for example Dask's `Client.get_executor()` or submitit's; the task must be
+            picklable, and importable where they run. A run that a lost worker did not finish is the executor's to
+            repeat; each record is written once, here.
         fresh: Whether to forget the folder's results first.
         observer: Hears of the progress; None stays silent.
 
@@ -106,9 +121,21 @@ def compare(
     try:
         observer.stage("preparing the task")
         task.prepare()
-        records = sweep(task, settings, directory, jobs=jobs, observer=observer)
+        records = sweep(task, settings, directory, jobs=jobs, executor=executor, observer=observer)
         observer.stage("timing the steps")
         times = step_times(task, settings, directory)
     finally:
         observer.closed()
-    return Comparison(task.name, settings, directory, tuple(records), times)
+    save_manifest(directory, task.name, records, times)
+    return Comparison(task.name, directory, tuple(records), times)
+
+
+def load_comparison(directory: str | Path) -> Comparison:
+    """Returns the last comparison that was finished in a folder, without its task and without training.
+
+    Raises:
+        NoComparisonError: There is none, or its records are gone.
+    """
+    directory = Path(directory)
+    task, records, times = load_manifest(directory, runs_file(directory))
+    return Comparison(task, directory, tuple(records), times)

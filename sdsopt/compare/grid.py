@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,8 +21,10 @@ class Settings:
         full: Whether to add full fine-tuning.
         inner: Names ("adamw", "sgd") or `Inner` instances.
         lrs: Learning rates for every method alike; None takes each method's own grid from the task.
+        widen: How often the grids may be widened where the best rate is an edge; see `widened`. A grid that the user
+            names (`lrs`) stays as it is.
         seeds: Each seeds the model's fresh parameters and the order of the data; shared by all methods.
-        rank: Rank of the adapters.
+        ranks: Ranks of the adapters, each a comparison of its own.
         steps: Length of every run.
 
     Raises:
@@ -33,16 +35,19 @@ class Settings:
     full: bool = True
     inner: Sequence[str | Inner] = ("adamw", "sgd")
     lrs: Sequence[float] | None = None
+    widen: int = 4
     seeds: Sequence[int] = (0, 1, 2)
-    rank: int = 8
+    ranks: Sequence[int] = (8,)
     steps: int = 150
 
     def __post_init__(self) -> None:
-        for name in ("rank", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.seeds or not self.inner:
-            raise ValueError("there must be at least one seed and one inner optimizer")
+        for name, numbers in (("rank", self.ranks), ("steps", (self.steps,))):
+            if bad := [number for number in numbers if number < 1]:
+                raise ValueError(f"{name} must be at least 1, got {bad[0]}")
+        if self.widen < 0:
+            raise ValueError(f"widen must be at least 0, got {self.widen}")
+        if not self.seeds or not self.inner or not self.ranks:
+            raise ValueError("there must be at least one seed, one rank and one inner optimizer")
         bad = [lr for lr in self.lrs or () if not 0 < lr < math.inf]
         if bad or (self.lrs is not None and not self.lrs):
             raise ValueError(f"learning rates must be positive numbers, got {bad or 'none'}")
@@ -80,23 +85,41 @@ class Run:
         return (self.method.identity, self.inner.name, self.lr, self.seed, rank, self.steps)
 
 
-def make_runs(task: Task, settings: Settings) -> list[Run]:
-    """Unrolls the settings. Seeds vary slowest, so that an interrupted sweep has whole grids to show.
+@dataclass(frozen=True)
+class Series:
+    """What shares one grid of learning rates: a method with an inner optimizer at a rank."""
+
+    inner: Inner
+    rank: int
+    method: Method
+
+
+Grids = Mapping[Series, tuple[float, ...]]
+
+
+def make_grids(task: Task, settings: Settings) -> Grids:
+    """Returns the learning rates of every series.
 
     Raises:
         ValueError: The task gives methods grids of different lengths, or none.
     """
     grids = {
-        (inner, method): tuple(sorted(set(settings.lrs or task.learning_rates(inner.name, method.name))))
+        Series(inner, rank, method): tuple(sorted(set(settings.lrs or task.learning_rates(inner.name, method.name))))
         for inner in settings.inners
+        for rank in dict.fromkeys(settings.ranks)
         for method in settings.methods
     }
     sizes = {len(grid) for grid in grids.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"every method must get equally many learning rates, and at least one; got {sorted(sizes)}")
+    return grids
+
+
+def make_runs(grids: Grids, settings: Settings) -> list[Run]:
+    """Unrolls the grids. Seeds vary slowest, so that an interrupted sweep has whole grids to show."""
     return [
-        Run(method, inner, lr, seed, settings.rank, settings.steps)
+        Run(series.method, series.inner, lr, seed, series.rank, settings.steps)
         for seed in dict.fromkeys(settings.seeds)
-        for (inner, method), grid in grids.items()
+        for series, grid in grids.items()
         for lr in grid
     ]

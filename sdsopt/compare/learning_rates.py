@@ -11,11 +11,17 @@ _LOWEST = {
     ("adamw", "sds"): 1e-3,
     ("adamw", "sds-split"): 5e-4,
     ("adamw", "scaled"): 1e-3,
+    ("adamw", "lora-fa"): 4e-3,
+    ("adamw", "lora-muon"): 1e-2,
     ("sgd", "full"): 4e-3,
     ("sgd", "lora"): 4e-3,
     ("sgd", "sds"): 2e-3,
     ("sgd", "sds-split"): 1e-3,
     ("sgd", "scaled"): 1e-4,
+    ("sgd", "lora-pro"): 1e-4,
+    ("sgd", "reflora"): 8e-3,
+    ("sgd", "lora-fa"): 2e-2,
+    ("sgd", "lora-muon"): 1e-2,
 }
 
 

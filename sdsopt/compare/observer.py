@@ -14,6 +14,9 @@ class Observer:
     def started(self, total: int, done: int) -> None:
         """There are `total` runs, of which `done` were found on disk."""
 
+    def widened(self) -> None:
+        """Some best learning rate is an edge of its grid; the grids grow, and `started` follows."""
+
     def finished(self, record: Record) -> None:
         """One more run is on disk."""
 

@@ -37,6 +37,7 @@ class RichObserver(Observer):
         self._total, self._before, self._done = 0, 0, 0
         self._start = self._last_line = 0.0
         self._diverged = 0
+        self._widened = False
 
     def stage(self, text: str) -> None:
         """Names what goes on."""
@@ -48,9 +49,14 @@ class RichObserver(Observer):
         """Starts counting."""
         self._total, self._before, self._done = total, done, done
         self._start = self._last_line = time.monotonic()
-        if done:
+        if done and not self._widened:
             self._console.print(f"{done} of {total} runs are on disk already")
         self._bar.update(self._task, description="running", total=total, completed=done)
+
+    def widened(self) -> None:
+        """Says why there is more to do."""
+        self._widened = True
+        self._console.print("a best learning rate is the edge of its grid: one more rate for each method")
 
     def finished(self, record: Record) -> None:
         """Moves the bar. Runs found on disk took no time, so they do not count in the estimate."""

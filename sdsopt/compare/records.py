@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
+
+RunKey = tuple[Any, ...]
+_TAIL = 5  # the final train loss is the mean over the last 1/5 of the steps
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Record:
     """
 
     fingerprint: str
-    key: tuple[Any, ...]
+    key: RunKey
     method: str
     inner: str
     lr: float
@@ -38,6 +43,10 @@ class Record:
     kappa_B: tuple[float | None, ...]
     seconds: float
 
+    def at_rank(self, rank: int) -> Record:
+        """Returns the record as part of the comparison at that rank: full fine-tuning runs once for all of them."""
+        return replace(self, rank=rank)
+
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON types."""
         return asdict(self)
@@ -51,3 +60,8 @@ class Record:
         """
         fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
         return cls(**fields)
+
+
+def final_loss(record: Record) -> float:
+    """Mean training loss over the last fifth of the steps; infinite where the run diverged."""
+    return math.inf if record.diverged else fmean(record.losses[-max(1, record.steps // _TAIL) :])

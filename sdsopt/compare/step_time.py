@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +15,7 @@ from sdsopt.compare.sweep import sweep_fingerprint
 from sdsopt.compare.task import Task
 from sdsopt.compare.train import build, reproducible
 
-StepTimes = Mapping[tuple[str, str], float]  # (inner, method) → time of a step as a multiple of plain LoRA's
+StepTimes = Mapping[tuple[str, int, str], float]  # (inner, rank, method) → time of a step as a multiple of plain LoRA's
 
 
 def step_times_file(directory: Path) -> JsonLines:
@@ -34,14 +35,14 @@ def step_times(task: Task, settings: Settings, directory: Path, rounds: int = 25
     if LORA not in settings.methods:
         return {}
     store = step_times_file(directory)
-    result: dict[tuple[str, str], float] = {}
-    for inner in settings.inners:
-        key = [sweep_fingerprint(task), inner.name, settings.rank, *(m.identity for m in settings.methods)]
+    result: dict[tuple[str, int, str], float] = {}
+    for inner, rank in product(settings.inners, dict.fromkeys(settings.ranks)):
+        key = [sweep_fingerprint(task), inner.name, rank, *(m.identity for m in settings.methods)]
         relative: dict[str, float] | None = next((x["relative"] for x in store.read() if x.get("key") == key), None)
         if relative is None:
-            relative = _measure(task, settings.methods, inner, settings.rank, rounds)
+            relative = _measure(task, settings.methods, inner, rank, rounds)
             store.append({"key": key, "relative": relative})
-        result |= {(inner.name, method): value for method, value in relative.items()}
+        result |= {(inner.name, rank, method): value for method, value in relative.items()}
     return result
 
 

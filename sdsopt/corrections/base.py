@@ -35,6 +35,18 @@ class PairTensors(NamedTuple):
         )
 
 
+class LearningRates(NamedTuple):
+    """The learning rates with which the inner optimizer stepped on a batch of pairs.
+
+    Attributes:
+        A: That of A's param group, a number or a tensor that broadcasts with (e, 1, 1); None where A did not step.
+        B: That of B's param group, likewise.
+    """
+
+    A: float | Tensor | None
+    B: float | Tensor | None
+
+
 @dataclass(frozen=True)
 class Factors:
     """The factors of e independent pairs of one shape, ΔW = scaling·B·A, before the step.
@@ -46,9 +58,11 @@ class Factors:
         stored_A: (e, r, n) in the parameter's own dtype.
         stored_B: (e, m, r) in the parameter's own dtype.
         scaling: LoRA's factor s (α/r, or α/√r with rsLoRA).
-        dtype: The dtype to compute in; that of the gradients handed to the correction.
+        dtype: The dtype to compute in; that of the gradients, unless the correction keeps the stored one.
         roots_A: M_A^(-p), (e, r, r), for each p of `Correction.gram_exponents`, with M_A = A·Aᵀ.
         roots_B: M_B^(-p), (e, r, r), likewise, with M_B = Bᵀ·B.
+        stored_E: The diagonal of ΔW = scaling·B·diag(E)·A (AdaLoRA), r numbers; None for a plain product.
+        step: How many steps were taken before; counted only where the correction `uses_step`.
     """
 
     stored_A: Tensor
@@ -57,6 +71,8 @@ class Factors:
     dtype: torch.dtype
     roots_A: Mapping[float, Tensor]
     roots_B: Mapping[float, Tensor]
+    stored_E: Tensor | None = None
+    step: int = 0
 
     # Converted on first use only: most corrections need the roots and never look at the factors.
     @cached_property
@@ -69,6 +85,18 @@ class Factors:
         """B (e, m, r) in `dtype`."""
         return self.stored_B.to(self.dtype)
 
+    # The Gram matrices behind the roots are those of these two.
+
+    @cached_property
+    def partner_A(self) -> Tensor:
+        """What gB came through, (e, r, n) in `dtype`: diag(E)·A, which is A in a plain product."""
+        return self.A if self.stored_E is None else self.stored_E.flatten().to(self.dtype)[:, None] * self.A
+
+    @cached_property
+    def partner_B(self) -> Tensor:
+        """What gA came through, (e, m, r) in `dtype`: B·diag(E), which is B in a plain product."""
+        return self.B if self.stored_E is None else self.B * self.stored_E.flatten().to(self.dtype)
+
 
 class Correction(ABC):
     """A pure transform of the gradients of LoRA pairs.
@@ -78,7 +106,10 @@ class Correction(ABC):
 
     @property
     def gram_exponents(self) -> tuple[float, ...]:
-        """The powers p for which `Factors` shall hold M_A^(-p) and M_B^(-p); they are computed in one batch."""
+        """The powers p ≠ 0 for which `Factors` shall hold M_A^(-p) and M_B^(-p); they are computed in one batch.
+
+        A negative p gives a positive power: -1 the damped Gram matrix itself.
+        """
         return ()
 
     @property
@@ -87,17 +118,59 @@ class Correction(ABC):
         return False
 
     @property
+    def uses_learning_rates(self) -> bool:
+        """Whether `postcondition` needs the learning rates. Optimizers that have none are then refused."""
+        return False
+
+    @property
     def linear_per_factor(self) -> bool:
-        """Whether gA's correction is linear in gA and needs no gB, and the other way round.
+        """Whether gA's correction is linear in gA, needs no gB and is never None, and the other way round.
 
         Hook mode (`sdsopt.attach`) needs that, since it sees one gradient of one micro-batch at a time.
         """
         return False
 
-    def precondition_rows(self) -> RowMap | None:
-        """Returns `precondition` in a form that can be computed on shards; None (default) if there is none.
+    @property
+    def keeps_dtype(self) -> bool:
+        """Whether it takes tensors in the dtype they are stored in, and returns them so.
 
-        Factors that are sharded by FSDP2 or tensor parallelism are then gathered whole on every process.
+        It must then see to the precision itself. Otherwise it is given gradients and updates in float64 where the
+        device has it, and what it returns is rounded.
+        """
+        return False
+
+    # Between steps. The engine does what these ask for. All that it has to remember is a number of steps, which goes
+    # into the optimizer's param groups: there every kind of checkpoint keeps it.
+
+    @property
+    def uses_step(self) -> bool:
+        """Whether `precondition` looks at `Factors.step`."""
+        return False
+
+    @property
+    def basis_exponent(self) -> float | None:
+        """The p for which corrected gradients are c·M_B^(-p)·gA and c·gB·M_A^(-p), with a number c; None without one.
+
+        Then all that the inner optimizer gathers of them are coordinates in the bases B·M_B^(-p) and M_A^(-p)·A.
+        """
+        return None
+
+    @property
+    def carries_moments(self) -> bool:
+        """Whether the inner optimizer's moments follow these bases from step to step. Needs a `basis_exponent`."""
+        return False
+
+    @property
+    def rebalance_every(self) -> int | None:
+        """After how many steps the factors are balanced, with the same product; None for never. Needs as much."""
+        return None
+
+    # With sharded factors, each process computes on the rows that it has, where the correction says how.
+
+    def precondition_rows(self) -> RowMap | None:
+        """Returns `precondition` in a form for shards; None (default) if there is none.
+
+        Factors that are sharded by FSDP2 or tensor parallelism are then gathered on every process.
         """
         return None
 
@@ -114,18 +187,20 @@ class Correction(ABC):
             gradients: gA = s·BᵀG (e, r, n) and gB = s·G·Aᵀ (e, m, r); either may be None.
 
         Returns:
-            Tensors of the same shapes; None where the input is None.
+            Tensors of the same shapes. None where the input is None, and for a factor that shall make no step at all:
+            the inner optimizer then passes it over, weight decay included.
         """
 
-    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
+    def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         """Corrects the step that the inner optimizer took, without its decoupled weight decay.
 
         Args:
             factors: The factors as they were *before* the step.
-            updates: δA (e, r, n) and δB (e, m, r).
+            updates: δA (e, r, n) and δB (e, m, r); None for a factor that made no step.
+            rates: The learning rates of the step.
 
         Returns:
-            The updates to make instead.
+            The updates to make instead; None where the input is None.
         """
-        del factors
+        del factors, rates
         return updates

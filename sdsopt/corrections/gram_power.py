@@ -7,9 +7,11 @@ from functools import partial
 from typing import final
 
 import torch
+from torch import Tensor
 
-from sdsopt.corrections.base import Correction, Factors, PairTensors
+from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
 from sdsopt.corrections.row_map import Lengths, RowMap
+from sdsopt.linalg import multiply_left, multiply_right
 
 
 @final
@@ -62,6 +64,16 @@ class GramPower(Correction):
         """True: each gradient is multiplied by a power of the partner's Gram matrix."""
         return True
 
+    @property
+    def basis_exponent(self) -> float:
+        """The power p."""
+        return self.exponent
+
+    @property
+    def keeps_dtype(self) -> bool:
+        """True: a product with a root converts what it needs, part by part, and rounds once."""
+        return True
+
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Applies the power p to the gradients."""
         return _apply(factors, gradients, self.exponent)
@@ -70,30 +82,46 @@ class GramPower(Correction):
         """Each row of gB, and each column of gA, is multiplied by an r×r matrix."""
         return RowMap(self.precondition)
 
-    def postcondition(self, factors: Factors, updates: PairTensors) -> PairTensors:
+    def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         """Applies the power q to the updates and limits their length."""
-        return self.postcondition_rows()(factors, updates)
+        mapped = _apply(factors, updates, self.update_exponent)
+        if self.max_update_ratio is None or not self.uses_updates:
+            return mapped
+        limit = _limit(_norm(factors.stored_A), _norm(factors.stored_B), self.max_update_ratio)
+        return mapped.map(lambda update: update * _share(_norm(update), limit).to(update.dtype))
 
     def postcondition_rows(self) -> RowMap:
         """As `precondition_rows`; the limit depends on lengths alone."""
         limited = self.max_update_ratio is not None and self.uses_updates
-        return RowMap(partial(_apply, exponent=self.update_exponent), self._limit if limited else None)
+        return RowMap(partial(_apply, exponent=self.update_exponent), self._shares if limited else None)
 
-    def _limit(self, lengths: Lengths) -> PairTensors:
-        assert self.max_update_ratio is not None
+    def _shares(self, lengths: Lengths) -> PairTensors:
         A, B = lengths.factors
         assert A is not None
         assert B is not None
-        # Measured by the larger factor: a B that starts at zero may still leave it.
-        larger = torch.maximum(A, B)  # (e, 1, 1)
-        limit = torch.where(larger > 0, self.max_update_ratio * larger, torch.inf)
-        return lengths.mapped.map(lambda length: torch.where(length > limit, limit / length, 1.0))
+        assert self.max_update_ratio is not None
+        return lengths.mapped.map(partial(_share, limit=_limit(A, B, self.max_update_ratio)))
 
 
 def _apply(factors: Factors, tensors: PairTensors, exponent: float) -> PairTensors:
     if exponent == 0:
         return tensors
     return PairTensors(
-        A=None if tensors.A is None else factors.roots_B[exponent] @ tensors.A,  # (e, r, r) @ (e, r, n)
-        B=None if tensors.B is None else tensors.B @ factors.roots_A[exponent],  # (e, m, r) @ (e, r, r)
+        A=None if tensors.A is None else multiply_left(factors.roots_B[exponent], tensors.A),  # (e, r, n)
+        B=None if tensors.B is None else multiply_right(tensors.B, factors.roots_A[exponent]),  # (e, m, r)
     )
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True, dtype=dtype)
+
+
+def _limit(length_A: Tensor, length_B: Tensor, ratio: float) -> Tensor:
+    # Measured by the larger factor: a B that starts at zero may still leave it.
+    larger = torch.maximum(length_A, length_B)  # (e, 1, 1)
+    return torch.where(larger > 0, ratio * larger, torch.inf)
+
+
+def _share(length: Tensor, limit: Tensor) -> Tensor:
+    return torch.where(length > limit, limit / length, torch.ones_like(length))  # (e, 1, 1)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sdsopt.corrections.altlora import AltLoRA
 from sdsopt.corrections.base import Correction
 from sdsopt.corrections.gram_power import GramPower
+from sdsopt.corrections.lora_fa import LoRAFA
+from sdsopt.corrections.lora_muon import LoRAMuon
+from sdsopt.corrections.lora_pro import LoRAPro
+from sdsopt.corrections.reflora import RefLoRA
 from sdsopt.errors import UnknownCorrectionError
 
 _FACTORIES: dict[str, Callable[[], Correction]] = {
@@ -13,6 +18,11 @@ _FACTORIES: dict[str, Callable[[], Correction]] = {
     "sds": lambda: GramPower(0.5),
     "sds-split": lambda: GramPower(0.5, update_exponent=0.5),
     "scaled": lambda: GramPower(1.0),
+    "lora-pro": LoRAPro,
+    "reflora": RefLoRA,
+    "lora-fa": LoRAFA,
+    "lora-muon": LoRAMuon,
+    "altlora": AltLoRA,
 }
 
 

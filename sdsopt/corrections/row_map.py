@@ -6,9 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-import torch
-from torch import Tensor
-
 from sdsopt.corrections.base import Factors, PairTensors
 
 
@@ -35,21 +32,9 @@ class RowMap:
     that holds some of the rows needs only these few numbers from the others.
 
     Attributes:
-        map: The map; it may read `Factors.roots_A` and `roots_B`, which are those of the whole factors.
+        map: The map; of the factors it reads `roots_A` and `roots_B` alone, which are those of the whole ones.
         scale: Returns the numbers, (e, 1, 1), given the lengths; None for none.
     """
 
     map: Callable[[Factors, PairTensors], PairTensors]
     scale: Callable[[Lengths], PairTensors] | None = None
-
-    def __call__(self, factors: Factors, tensors: PairTensors) -> PairTensors:
-        """Maps and scales whole matrices."""
-        mapped = self.map(factors, tensors)
-        if self.scale is None:
-            return mapped
-        lengths = (pair.map(_length) for pair in (PairTensors(factors.A, factors.B), tensors, mapped))
-        return mapped.map(torch.mul, self.scale(Lengths(*lengths)))
-
-
-def _length(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True)

@@ -14,15 +14,18 @@ from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from sdsopt.corrections import PairTensors
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.batch import Batch
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.zero3 import ForwardReader, is_partitioned
-from sdsopt.errors import PairShapeError, StaleParametersError
+from sdsopt.errors import PairShapeError, StaleParametersError, UnsupportedCorrectionError
 from sdsopt.linalg import without_autocast
-from sdsopt.pairs import LoRAPair, Note
+from sdsopt.pairs import LoRAPair, Note, read_note
 from sdsopt.sharding import is_distributed
 
-_NOTE = "_sdsopt_backward"
+_ENGINE = "_sdsopt_backward"  # a note on layers
+_HOOK = "_sdsopt_hook"  # a note on factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +42,8 @@ class FactorHook:
 
 def hook_of(parameter: Parameter) -> FactorHook | None:
     """Returns the hook that corrects the parameter's gradients, if there is one."""
-    hooks: Any = parameter._backward_hooks  # pyright: ignore[reportPrivateUsage]
-    return next((hook for hook in hooks.values() if isinstance(hook, FactorHook)), None) if hooks else None
+    # Not from `_backward_hooks`: inside torch.compile that looks empty.
+    return read_note(parameter, _HOOK)
 
 
 def is_hooked(parameter: Parameter) -> bool:
@@ -83,7 +86,8 @@ class BackwardEngine:
         """Puts a hook on every trainable factor that has none.
 
         Raises:
-            PairShapeError: Two factors do not fit together.
+            PairShapeError: Two factors do not fit together, or are sharded.
+            UnsupportedCorrectionError: DeepSpeed ZeRO-3 keeps factors in parts, and the correction needs whole ones.
         """
         trainable = [pair for pair in self.pairs if pair.trainable]
         for pair in trainable:
@@ -95,13 +99,13 @@ class BackwardEngine:
             for side, parameter in (("A", pair.A), ("B", pair.B)):
                 if parameter.requires_grad and not is_hooked(parameter):
                     # The layer keeps the engine: parameters that replace the hooked ones must not go unnoticed.
-                    vars(pair.module)[_NOTE] = Note(self)
-                    self._removers.append(parameter.register_hook(FactorHook(self, pair, side)).remove)
+                    vars(pair.module)[_ENGINE] = Note(self)
+                    self._removers.append(_add_hook(parameter, FactorHook(self, pair, side)))
 
     def add_pairs(self, pairs: Iterable[LoRAPair]) -> None:
         """Takes over the pairs that are at addresses not known yet."""
-        known = {_address(pair) for pair in self.pairs}
-        self.pairs += tuple(pair for pair in pairs if _address(pair) not in known)
+        known = {pair.address for pair in self.pairs}
+        self.pairs += tuple(pair for pair in pairs if pair.address not in known)
 
     def remove_hooks(self) -> None:
         """Takes all hooks off again; does nothing the second time."""
@@ -109,7 +113,7 @@ class BackwardEngine:
             remove()
         self._removers.clear()
         for pair in self.pairs:
-            vars(pair.module).pop(_NOTE, None)
+            vars(pair.module).pop(_ENGINE, None)
         self._jobs.clear()
         self.forget()
 
@@ -124,9 +128,13 @@ class BackwardEngine:
             job = self._job(pair, getattr(pair, side))
         one = PairTensors(gradient, None) if side == "A" else PairTensors(None, gradient)
         with without_autocast({gradient.device.type}):
-            corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(one)), like=one)
+            [corrected] = Batch([job]).precondition(self.recipe.correction, [one])
         found = getattr(corrected, side)
-        assert found is not None
+        if found is None:  # to autograd, a hook that returns None leaves the gradient as it is
+            raise UnsupportedCorrectionError(
+                f"{self.recipe.correction} kept factor {side} of {pair.name} from stepping, which a backward hook "
+                "cannot do, and yet says it is linear_per_factor; use SDSPreconditioner, or freeze the factor instead"
+            )
         return found
 
     def _job(self, pair: LoRAPair, parameter: Parameter) -> Job:
@@ -139,18 +147,13 @@ class BackwardEngine:
         return self._jobs[pair]
 
     def _compute(self) -> None:
-        jobs = {pair: self._new_job(pair, A, B) for pair, A, B in self._live() if is_hooked(A) or is_hooked(B)}
+        jobs = {pair: self._reader.job(pair, A, B) for pair, A, B in self._live() if is_hooked(A) or is_hooked(B)}
         for job in jobs.values():
             job.pair.check()
         with torch.no_grad(), without_autocast({job.A.device.type for job in jobs.values()}):
             compute_roots(list(jobs.values()), self.recipe)
         self._jobs = jobs
         self._versions = self._present_versions()
-
-    def _new_job(self, pair: LoRAPair, A: Parameter, B: Parameter) -> Job:
-        if not (is_partitioned(A) or is_partitioned(B)):
-            return Job(pair, A, B)
-        return Job(pair, A, B, reduced=PairTensors(*(self._reader.reduced(pair, side) for side in "AB")))
 
     def _live(self) -> Iterator[tuple[LoRAPair, Parameter, Parameter]]:
         """The pairs that are still in the model, with their parameters."""
@@ -206,5 +209,15 @@ def _require_plain(pair: LoRAPair) -> None:
         )
 
 
-def _address(pair: LoRAPair) -> tuple[int, str, str]:
-    return id(pair.module), pair.path_A, pair.path_B
+def _add_hook(parameter: Parameter, hook: FactorHook) -> Callable[[], None]:
+    """Puts the hook on the parameter, and returns what takes it off."""
+    handle = parameter.register_hook(hook)
+    setattr(parameter, _HOOK, Note(hook))
+    hooked = weakref.ref(parameter)  # an adapter that was deleted shall not live on in here
+
+    def remove() -> None:
+        handle.remove()
+        if (parameter := hooked()) is not None:
+            vars(parameter).pop(_HOOK, None)
+
+    return remove

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
-from sdsopt.engine.batch import Batch, Side
+from sdsopt.engine.batch import Batch
+from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
 from sdsopt.engine.clipping import clip
-from sdsopt.engine.job import Distributions, Job
+from sdsopt.engine.job import Job
+from sdsopt.engine.many import copies, differences, flat, like, set_to_sums, shrunk
+from sdsopt.engine.places import HERE, Places
 from sdsopt.engine.presence import Presence
 from sdsopt.engine.recipe import Recipe
-from sdsopt.errors import (
-    DoubleCorrectionError,
-    StaleParametersError,
-    UnsupportedGradientError,
-    UnsupportedOptimizerError,
-)
+from sdsopt.engine.roots import compute_roots
+from sdsopt.engine.shards import Shards, Side
+from sdsopt.engine.stacks import stacks
+from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair
 
@@ -29,11 +31,31 @@ ParamGroup = dict[str, Any]
 DecayOf = Callable[[ParamGroup, Tensor], "float | Tensor"]
 
 
+class _Target(NamedTuple):
+    """The factors of one pair to correct: owned by the optimizer, with a gradient."""
+
+    job: Job
+    parameters: PairTensors
+    before: PairTensors  # their values before the step, where these are still needed after it
+
+
+def _before_step(targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
+    """Keeps the values of those factors that are to step."""
+    stepping = [
+        PairTensors(*(None if p is None or gradients[p] is None else p for p in target.parameters))
+        for target in targets
+    ]
+    before = like(stepping, copies(flat(stepping)))
+    return [_Target(target.job, *values) for target, *values in zip(targets, stepping, before, strict=True)]
+
+
 class StepEngine:
     """Corrects the gradients of pairs for the time of one step.
 
     Extra memory during a step: the corrected gradients, one copy of the LoRA parameters; with a correction that uses
-    updates, a second copy; with `max_grad_norm`, a copy of the other gradients; and one pair at a time in float64.
+    updates or carries moments, a second copy; with `max_grad_norm`, a copy of the other gradients. And what is computed
+    with at a time: a few megabytes on a CPU, a few hundred elsewhere, or one pair in float64 where the correction needs
+    it whole.
 
     Args:
         pairs: The pairs to correct.
@@ -46,6 +68,7 @@ class StepEngine:
         self.recipe = recipe
         self.max_grad_norm = max_grad_norm
         self._was_owned: set[tuple[int, str]] = set()
+        self._checked: dict[int, Hashable] = {}
         self._presence = Presence()
 
     def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
@@ -54,6 +77,7 @@ class StepEngine:
         Raises:
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: Backward corrects them already.
+            UnsupportedCorrectionError: Moments cannot follow the bases of a pair, or no pair can be rebalanced.
         """
         owned = {id(parameter) for group in param_groups for parameter in group["params"]}
         found: list[LoRAPair] = []
@@ -62,9 +86,10 @@ class StepEngine:
             if sides:
                 pair.check()
                 for _, side in sides:
-                    _require_unhooked(pair, side)
+                    _require_unhooked(pair, side, getattr(pair, side))
                 found.append(pair)
                 self._was_owned |= sides
+        require_trackable(found, self.recipe, owned)
         return found
 
     def parted_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
@@ -80,7 +105,7 @@ class StepEngine:
         return any(parameter.grad is not None for group in param_groups for parameter in group["params"])
 
     @contextmanager
-    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf) -> Generator[int]:
+    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf, moments_of: MomentsOf) -> Generator[int]:
         """Puts corrected gradients in place of the raw ones; on exit, the raw ones are back.
 
         The inner optimizer steps inside the context. Everything that can fail is computed before a gradient is
@@ -89,64 +114,107 @@ class StepEngine:
         Args:
             param_groups: The optimizer's groups; only gradients of their parameters are corrected.
             decay_of: Share of a parameter that its group's step takes off as decoupled weight decay.
+            moments_of: What the optimizer remembers of a parameter's gradients.
 
         Yields:
             The number of pairs corrected.
 
         Raises:
             StaleParametersError: A factor was replaced in the model and the optimizer holds the old one.
-            UnequalGradientsError: A sharded factor has a gradient on some processes only.
             UnsupportedGradientError: A gradient is sparse.
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: `sdsopt.attach` corrects these gradients already.
-            UnsupportedOptimizerError: The optimizer was given other parameters in place of all factors.
+            UnequalGradientsError: A sharded factor has a gradient on some processes only.
+            UnsupportedCorrectionError: Factors were sharded meanwhile, and the correction needs them whole.
         """
+        correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
-        batch = self._batch(groups)
-        device_types = {job.A.device.type for job in batch.jobs}
-        uses_updates = self.recipe.correction.uses_updates
+        targets, shards = self._targets(groups, steps_taken(param_groups))
+        jobs = [*(target.job for target in targets), *shards.jobs]
+        device_types = {job.A.device.type for job in jobs}
         with torch.no_grad(), without_autocast(device_types):
-            gradients = batch.precondition(self._presence)
-            if uses_updates:
-                batch.remember()
+            shards.exchange()
+            shards.compare(compute_roots(jobs, self.recipe, shards.words))
+            gradients: dict[Tensor, Tensor | None] = {}
+            for batch in self._batches(targets, groups):
+                gradients.update(self._precondition(batch))
+            gradients.update(shards.precondition(correction))
+            if correction.uses_updates or correction.carries_moments:
+                targets = _before_step(targets, gradients)
+                shards.remember(gradients)
 
-        with _gradients_replaced(gradients), self._clipped(param_groups):
-            yield len({id(side.job) for side in batch.sides if side.has_gradient})
+        with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
+            yield len(targets) + shards.corrected_pairs
+        gradients.clear()  # their memory is needed for the updates
 
-        if uses_updates:
-            with torch.no_grad(), without_autocast(device_types):
-                batch.postcondition(lambda parameter: decay_of(groups[id(parameter)], parameter))
+        with torch.no_grad(), without_autocast(device_types):
+            if correction.uses_updates:
+                for batch in self._batches(targets, groups):
+                    self._postcondition(batch, groups, decay_of)
+                shards.postcondition(
+                    correction, lambda p: decay_of(groups[id(p)], p), lambda p: groups[id(p)].get("lr")
+                )
+            finish_step([(target.job, target.before) for target in targets], self.recipe, param_groups, moments_of)
 
-    @torch.no_grad()
-    def _batch(self, groups: Mapping[int, ParamGroup]) -> Batch:
-        """The pairs of which a factor has a gradient, and those of which other processes need this one's share."""
-        self._require_factors(groups)
+    def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> tuple[list[_Target], Shards]:
+        """What is to be corrected: pairs that are here, and pairs that other processes hold a share of."""
+        targets: list[_Target] = []
         jobs: list[Job] = []
         sides: list[Side] = []
         for index, pair in enumerate(self.pairs):
-            where = Distributions.of(pair, self.recipe)
-            job = Job(pair, where.A.local(pair.A.detach()), where.B.local(pair.B.detach()), where)
-            joins = False
-            members: list[Side] = []
-            for letter, factor, how in (("A", pair.A, where.A), ("B", pair.B, where.B)):
-                has_gradient = self._is_target(index, letter, factor, groups)
-                trained = factor.requires_grad and id(factor) in groups
-                joins = joins or has_gradient or (where.communicate and trained)
-                if has_gradient or (how.is_exchanged and trained):
-                    members.append(Side(job, letter, factor, has_gradient))
-            if joins:
-                pair.check()
-                jobs.append(job)
-                sides += members
-        return Batch(jobs, sides, self.recipe)
+            A, B = pair.A, pair.B
+            places = Places.of(pair, self.recipe)
+            if places is not HERE:
+                job, of_pair = self._shares(index, places, groups, step)
+                if job is not None:
+                    self._check(index, A, B)
+                    jobs.append(job)
+                    sides += of_pair
+                continue
+            parameters = PairTensors(
+                A=A if self._is_target(index, "A", A, groups) else None,
+                B=B if self._is_target(index, "B", B, groups) else None,
+            )
+            if parameters.A is not None or parameters.B is not None:
+                self._check(index, A, B)
+                targets.append(_Target(Job(pair, A, B, step), parameters, PairTensors(None, None)))
+        if not (targets or jobs):
+            self._require_ownership(groups)
+        return targets, Shards(jobs, sides, self._presence)
 
-    def _require_factors(self, groups: Mapping[int, object]) -> None:
-        """Makes sure that the optimizer still holds a factor, if it ever did."""
-        if self._was_owned and not any(id(p) in groups for pair in self.pairs for p in (pair.A, pair.B)):
-            raise UnsupportedOptimizerError(
-                "the optimizer holds no LoRA factor any more: what was put in their place, such as the flat partitions "
-                "of DeepSpeed ZeRO, cannot be corrected in its step. Correct the gradients in backward instead: leave "
-                "the optimizer bare, and call sdsopt.attach(model) after deepspeed.initialize."
+    @torch.no_grad()
+    def _shares(
+        self, index: int, places: Places, groups: Mapping[int, ParamGroup], step: int
+    ) -> tuple[Job | None, list[Side]]:
+        """This process's part of a pair: all processes take part if they train it, whatever gradients they have."""
+        pair = self.pairs[index]
+        trained = [factor.requires_grad and id(factor) in groups for factor in (pair.A, pair.B)]
+        if not any(trained):
+            return None, []
+        require_trackable([pair], self.recipe, groups)
+        A, B = (where.local(factor.detach()) for where, factor in zip(places, (pair.A, pair.B), strict=True))
+        job = Job(pair, A, B, step, places)
+        sides: list[Side] = []
+        for letter, factor, where, trains in zip("AB", (pair.A, pair.B), places, trained, strict=True):
+            has_gradient = self._is_target(index, letter, factor, groups)
+            if has_gradient or (trains and where.is_exchanged):
+                sides.append(Side(job, letter, factor, has_gradient))
+        return job, sides
+
+    def _check(self, index: int, A: Parameter, B: Parameter) -> None:
+        """Checks a pair, unless its factors look as they did when they last passed."""
+        seen = type(A), A.shape, type(B), B.shape
+        if self._checked.get(index) != seen:
+            self.pairs[index].check()
+            self._checked[index] = seen
+
+    def _require_ownership(self, groups: Mapping[int, ParamGroup]) -> None:
+        owned = [id(getattr(self.pairs[index], side)) in groups for index, side in self._was_owned]
+        if owned and not any(owned):
+            raise StaleParametersError(
+                f"the optimizer no longer holds any of the {len(owned)} LoRA factors that it was built with. DeepSpeed "
+                "ZeRO puts flat parameters in their place: leave its optimizer bare, and call sdsopt.attach(model) "
+                "after deepspeed.initialize. Otherwise, build the optimizer again from the model's parameters."
             )
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
@@ -166,24 +234,58 @@ class StepEngine:
                 f"the gradient of factor {side} of {pair.name} is {parameter.grad.layout}; only dense gradients can be "
                 "corrected. For an embedding, build it with sparse=False."
             )
-        _require_unhooked(pair, side)
+        _require_unhooked(pair, side, parameter)
         self._was_owned.add((index, side))
         return True
 
+    def _batches(self, targets: Sequence[_Target], groups: Mapping[int, ParamGroup]) -> list[list[_Target]]:
+        """Groups the targets that a correction can be given together."""
+
+        def in_common(target: _Target) -> Hashable:
+            pair = target.job.pair
+            alone = None if pair.path_E is None else id(pair)  # a diagonal is one pair's
+            param_groups = (None if p is None else id(groups[id(p)]) for p in target.parameters)
+            return alone, pair.scaling, pair.blocks, *param_groups
+
+        return stacks(targets, lambda target: (target.job.A, target.job.B), in_common)
+
+    def _precondition(self, batch: Sequence[_Target]) -> dict[Tensor, Tensor | None]:
+        """Returns the corrected gradients by parameter; None for one that shall not step."""
+        raw = [target.parameters.map(lambda parameter: parameter.grad) for target in batch]
+        corrected = Batch([target.job for target in batch]).precondition(self.recipe.correction, raw)
+        return {
+            parameter: gradient
+            for target, both in zip(batch, corrected, strict=True)
+            for parameter, gradient in zip(target.parameters, both, strict=True)
+            if parameter is not None
+        }
+
     @contextmanager
-    def _clipped(self, param_groups: Sequence[ParamGroup]) -> Generator[None]:
+    def _clipped(self, param_groups: Sequence[ParamGroup], own: Mapping[Tensor, object]) -> Generator[None]:
         if self.max_grad_norm is None:
             yield
             return
         parameters = [p for group in param_groups for p in group["params"] if p.grad is not None]
-        # Copies, since clipping writes in place and the raw gradients shall come back.
-        with _gradients_replaced({parameter: parameter.grad.clone() for parameter in parameters}):
+        # Clipping writes in place: into copies, where the gradient is not our own and shall come back.
+        raw = [parameter for parameter in parameters if parameter not in own]
+        with _gradients_replaced({parameter: parameter.grad.clone() for parameter in raw}):
             clip(parameters, self.max_grad_norm)
             yield
 
+    def _postcondition(self, batch: Sequence[_Target], groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
+        """Replaces the steps that were taken by those that the correction makes of them; the decay stays as it is."""
+        stepped, before = [target.parameters for target in batch], [target.before for target in batch]
+        parameters = flat(stepped)
+        decayed = shrunk(flat(before), [decay_of(groups[id(p)], p) for p in parameters])
+        updates = like(stepped, differences(parameters, decayed))
+        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in stepped[0]))
+        stacked = Batch([target.job for target in batch], before)
+        mapped = flat(stacked.postcondition(self.recipe.correction, updates, rates))
+        set_to_sums(parameters, decayed, mapped)
 
-def _require_unhooked(pair: LoRAPair, side: str) -> None:
-    if is_hooked(getattr(pair, side)):
+
+def _require_unhooked(pair: LoRAPair, side: str, parameter: Parameter) -> None:
+    if is_hooked(parameter):
         raise DoubleCorrectionError(
             f"sdsopt.attach corrects the gradient of factor {side} of {pair.name} in backward, so SDSPreconditioner "
             "would correct it a second time. Use one of the two: remove() the handle, or leave the optimizer bare."
@@ -191,8 +293,8 @@ def _require_unhooked(pair: LoRAPair, side: str) -> None:
 
 
 @contextmanager
-def _gradients_replaced(gradients: Mapping[Parameter, Tensor]) -> Generator[None]:
-    replaced: list[tuple[Parameter, Tensor | None]] = []
+def _gradients_replaced(gradients: Mapping[Tensor, Tensor | None]) -> Generator[None]:
+    replaced: list[tuple[Tensor, Tensor | None]] = []
     try:
         for parameter, gradient in gradients.items():
             replaced.append((parameter, parameter.grad))
@@ -201,5 +303,5 @@ def _gradients_replaced(gradients: Mapping[Parameter, Tensor]) -> Generator[None
     finally:
         for parameter, raw in replaced:
             # An inner optimizer that frees gradients in its step means it.
-            if parameter.grad is not None:
+            if parameter.grad is not None or gradients[parameter] is None:
                 parameter.grad = raw

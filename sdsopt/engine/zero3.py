@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from sdsopt.corrections import PairTensors
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
 from sdsopt.errors import StaleParametersError, UnsupportedCorrectionError
-from sdsopt.linalg import accurate_dtype
 from sdsopt.pairs import LoRAPair
 
 
@@ -44,19 +45,29 @@ class ForwardReader:
         Raises:
             UnsupportedCorrectionError: The correction may need more of the factors, or a diagonal is between them.
         """
-        if self._recipe.correction.precondition_rows() is None or pair.E is not None:
+        if self._recipe.correction.precondition_rows() is None or pair.path_E is not None:
             raise UnsupportedCorrectionError(
                 f"DeepSpeed ZeRO-3 keeps the factors of {pair.name} in parts, and {self._recipe.correction} needs "
                 "them whole beside the gradient. Use ZeRO stage 1 or 2."
             )
         return [self._watch(pair, side, path) for side, path in (("A", pair.path_A), ("B", pair.path_B))]
 
-    def reduced(self, pair: LoRAPair, side: str) -> Tensor:
-        """Returns the factor's r×r matrix (e, r, r).
+    def job(self, pair: LoRAPair, A: Parameter, B: Parameter) -> Job:
+        """Returns the job of a pair, with what was read of it where its factors are in parts.
 
         Raises:
-            StaleParametersError: The factor was never whole in forward.
+            StaleParametersError: A factor in parts was never whole in forward.
         """
+        if not (is_partitioned(A) or is_partitioned(B)):
+            return Job(pair, A, B)
+        reduced = PairTensors(self._found(pair, "A"), self._found(pair, "B"))
+        return Job(pair, _stand_in(A), _stand_in(B), reduced=reduced)
+
+    def forget(self) -> None:
+        """Makes the next forward pass read the factors anew."""
+        self._reduced.clear()
+
+    def _found(self, pair: LoRAPair, side: str) -> Tensor:
         found = self._reduced.get((pair, side))
         if found is None:
             raise StaleParametersError(
@@ -65,10 +76,6 @@ class ForwardReader:
                 "that DeepSpeed's hooks do not see: use ZeRO stage 1 or 2."
             )
         return found
-
-    def forget(self) -> None:
-        """Makes the next forward pass read the factors anew."""
-        self._reduced.clear()
 
     def _watch(self, pair: LoRAPair, side: str, path: str) -> Callable[[], None]:
         def read(module: nn.Module, arguments: Any) -> None:
@@ -82,11 +89,17 @@ class ForwardReader:
 
     def _reduce(self, pair: LoRAPair, side: str, factor: Tensor) -> Tensor:
         with torch.no_grad():
-            tall = pair.split_A(factor).mT if side == "A" else pair.split_B(factor)
-            return self._recipe.inverse_root.reduce(tall.to(accurate_dtype(factor.device)))
+            return self._recipe.inverse_root.reduce(pair.split_A(factor).mT if side == "A" else pair.split_B(factor))
+
+
+def _stand_in(parameter: Parameter) -> Tensor:
+    """A tensor of the factor's true shape without its memory, in which nobody reads numbers."""
+    nothing = torch.full((), torch.nan, dtype=parameter.dtype, device=parameter.device)
+    return nothing.expand(parameter.ds_shape)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _layer_at(module: nn.Module, path: str) -> nn.Module:
     """The innermost layer on the path that is run itself, unlike the dictionaries in which PEFT keeps parameters."""
-    owners = [reduce(getattr, path.split(".")[:depth], module) for depth in range(path.count(".") + 1)]
+    names = path.split(".")
+    owners: list[nn.Module] = [reduce(getattr, names[:depth], module) for depth in range(len(names))]
     return next(o for o in reversed(owners) if not isinstance(o, nn.ParameterDict | nn.ModuleDict))

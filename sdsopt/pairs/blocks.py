@@ -114,7 +114,12 @@ class Groups(_BlockMajorA):
         # A cut across several groups leaves uneven pieces of them.
         return Axes(free=(0,) if self.groups == 1 else ())
 
+    def split_A(self, tensor: Tensor) -> Tensor:
+        return tensor.unsqueeze(0) if self.groups == 1 and tensor.ndim == 2 else super().split_A(tensor)
+
     def split_B(self, tensor: Tensor) -> Tensor:
+        if self.groups == 1 and tensor.ndim == 2:  # nearly always, and at every step
+            return tensor.unsqueeze(0)
         return tensor.reshape(self.shape_B(tensor.shape))  # (e, m, r)
 
     def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -21,6 +21,11 @@ def is_distributed(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Returns the whole of a tensor: itself, or a DTensor gathered, for which all processes must call this."""
+    return cast("DTensor", tensor).full_tensor() if is_distributed(tensor) else tensor
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Distribution:
@@ -73,7 +78,7 @@ class Distribution:
         return cls(like, (*sums, *across), batch, Turn(across[0], like.shape[axis]), axis)
 
     def whole(self) -> Distribution:
-        """The same factor, gathered."""
+        """The same factor, to be gathered."""
         return self if self.is_whole else Distribution(self.like, gathered=True)
 
     @property
@@ -109,15 +114,15 @@ class Distribution:
 
     def gather(self, local: Tensor) -> Tensor:
         """Returns the whole of a tensor, of which `local` is this process's part."""
-        return cast("DTensor", self.wrap(local)).full_tensor()
+        return whole(self.wrap(local))
 
-    def cut(self, whole: Tensor) -> Tensor:
+    def cut(self, tensor: Tensor) -> Tensor:
         """Inverse of `gather`; does not communicate."""
         from torch.distributed.tensor import DTensor, Replicate
 
         assert self.like is not None
         mesh = self.like.device_mesh
-        everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        everywhere = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
         return everywhere.redistribute(placements=self.like.placements).to_local()
 
     def to_rows(self, local: Tensor) -> Tensor:

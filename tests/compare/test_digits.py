@@ -10,16 +10,15 @@ import torch
 from sdsopt import find_pairs
 from sdsopt.compare import DigitsTask, Settings, compare
 from sdsopt.compare.cache import cache_dir, load_tensors, save_tensors
+from sdsopt.compare.tasks.prepared import prepared
 
 TINY = DigitsTask(width=16, layers=1, pretraining_steps=5)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdsopt.compare import digits
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    digits._backbone.cache_clear()  # pyright: ignore
+    prepared.cache_clear()
 
 
 def test_pretraining_is_cached() -> None:
@@ -78,9 +77,10 @@ def test_seeds_order_the_batches() -> None:
 
 
 def test_the_whole_comparison(tmp_path: Path) -> None:
-    settings = Settings(corrections=("lora", "sds"), inner=("adamw",), lrs=(0.01,), seeds=(0,), rank=2, steps=20)
+    settings = Settings(corrections=("lora", "sds"), inner=("adamw",), lrs=(0.01,), seeds=(0,), ranks=(2,), steps=20)
     comparison = compare(TINY, settings, out=tmp_path)
     assert [row.method for row in comparison.rows] == ["full", "lora", "sds"]
     assert all(min(record.losses) < record.losses[0] and record.accuracy for record in comparison.records)
     assert comparison.title == "digits: LoRA rank 2, 20 steps"
-    assert len(comparison.save_figures()) == 3
+    figures = ["loss_curves.png", "lr_sensitivity.png", "condition_numbers.png", "cost.png"]  # one seed: no differences
+    assert [path.name for path in comparison.save_report()] == ["report.html", "table.md", *figures]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import pytest
 
 from sdsopt import GramPower
 from sdsopt.compare import Observer, Record, Settings, Task, compare, log_grid
-from sdsopt.compare.grid import make_runs
+from sdsopt.compare.grid import Series, make_grids
+from sdsopt.compare.methods import make_inner, make_method
 from sdsopt.compare.store import JsonLines
+from sdsopt.compare.widen import widened
 from toy_task import Regression
 
-SMALL = Settings(corrections=("lora", "sds"), inner=("sgd",), lrs=(0.05, 0.1), seeds=(0, 1), rank=3, steps=12)
+SMALL = Settings(corrections=("lora", "sds"), inner=("sgd",), lrs=(0.05, 0.1), seeds=(0, 1), ranks=(3,), steps=12)
 RUNS = 3 * 2 * 2  # with full fine-tuning
 
 
@@ -58,7 +62,7 @@ def test_every_run_is_a_line_of_json(tmp_path: Path) -> None:
     assert all(0 <= (record.accuracy or 0) <= 1 for record in comparison.records)
     adapted = [record for record in comparison.records if record.method == "sds"]
     assert all(record.kappa_A[-1] and record.kappa_B[0] is None for record in adapted)
-    assert comparison.step_times["sgd", "lora"] == 1.0
+    assert comparison.step_times["sgd", 3, "lora"] == 1.0
 
 
 def test_an_interrupted_sweep_resumes_and_ends_the_same(tmp_path: Path) -> None:
@@ -90,7 +94,7 @@ def test_what_changes_the_result_is_run_again(tmp_path: Path) -> None:
     for task, settings, expected in (
         (Regression(), SMALL, 0),
         (Regression(), replace(SMALL, steps=11), RUNS),
-        (Regression(), replace(SMALL, rank=2), RUNS - 4),  # full fine-tuning has no rank
+        (Regression(), replace(SMALL, ranks=(2,)), RUNS - 4),  # full fine-tuning has no rank
         (Regression(), replace(SMALL, seeds=(0, 1, 2)), RUNS // 2),
         (Regression(batch_size=8), SMALL, RUNS),
     ):
@@ -124,6 +128,67 @@ def test_an_interruption_ends_the_processes(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 2
 
 
+def test_an_executor_gives_the_same_results(tmp_path: Path) -> None:
+    alone = compare(Regression(), SMALL, out=tmp_path / "1")
+    with ThreadPoolExecutor(1) as executor:
+        elsewhere = compare(Regression(), SMALL, out=tmp_path / "2", executor=executor)
+    assert [replace(r, seconds=0) for r in alone.records] == [replace(r, seconds=0) for r in elsewhere.records]
+
+
+def test_ranks_are_compared_one_by_one(tmp_path: Path) -> None:
+    observer = Counting()
+    comparison = compare(Regression(), replace(SMALL, ranks=(1, 3)), out=tmp_path, observer=observer)
+    assert len(observer.records) == RUNS + 2 * 2 * 2  # full fine-tuning is the same at both
+    assert [(row.rank, row.method) for row in comparison.rows] == [
+        (rank, method) for rank in (1, 3) for method in ("full", "lora", "sds")
+    ]
+    full = [row for row in comparison.rows if row.method == "full"]
+    assert full[0].best and full[1].best and full[0].best.loss == full[1].best.loss
+    assert comparison.step_times.keys() == {("sgd", row.rank, row.method) for row in comparison.rows}
+
+
+class LowGrid(Regression):
+    def learning_rates(self, inner: str, method: str) -> tuple[float, ...]:
+        return (1e-4, 2e-4, 4e-4)
+
+
+def test_grids_grow_until_no_best_rate_is_an_edge(tmp_path: Path) -> None:
+    settings = replace(SMALL, lrs=None, seeds=(0,), widen=2)
+    comparison = compare(LowGrid(), settings, out=tmp_path)
+    assert all(row.at_edge == "high" for row in comparison.rows)
+    assert [[cell.lr for cell in row.cells] for row in comparison.rows] == 3 * [[1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3]]
+    wide = compare(LowGrid(), replace(settings, widen=20), out=tmp_path)
+    assert all(row.at_edge is None for row in wide.rows)
+    assert len({len(row.cells) for row in wide.rows}) == 1  # equal budgets
+
+
+def test_a_grid_that_the_user_names_stays(tmp_path: Path) -> None:
+    comparison = compare(Regression(), replace(SMALL, lrs=(1e-4, 2e-4)), out=tmp_path)
+    assert all(row.at_edge == "high" and len(row.cells) == 2 for row in comparison.rows)
+
+
+def series(method: str) -> Series:
+    return Series(make_inner("sgd"), 8, make_method(method))
+
+
+@pytest.mark.parametrize(
+    ("sds", "lora", "expected"),
+    [
+        ((3.0, 1.0, 2.0), (3.0, 1.0, 2.0), ((1.0, 2.0, 4.0), (1.0, 2.0, 4.0))),
+        ((1.0, 2.0, 3.0), (2.5, 1.0, 3.0), ((0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0, 4.0))),
+        ((3.0, 2.0, 1.0), (2.5, 1.0, 3.0), ((1.0, 2.0, 4.0, 8.0), (0.5, 1.0, 2.0, 4.0))),
+        ((math.inf,) * 3, (2.5, 1.0, 2.0), ((0.5, 1.0, 2.0, 4.0), (1.0, 2.0, 4.0, 8.0))),
+    ],
+)
+def test_widening(sds: tuple[float, ...], lora: tuple[float, ...], expected: tuple[tuple[float, ...], ...]) -> None:
+    grids = {series("sds"): (1.0, 2.0, 4.0), series("lora"): (1.0, 2.0, 4.0)}
+    assert tuple(widened(grids, {series("sds"): sds, series("lora"): lora}).values()) == expected
+
+
+def test_a_single_rate_has_no_spacing_to_widen_by() -> None:
+    assert widened({series("sds"): (1.0,)}, {series("sds"): [2.0]}) == {series("sds"): (1.0,)}
+
+
 def test_divergence_is_a_result(tmp_path: Path) -> None:
     comparison = compare(Regression(explode=True), SMALL, out=tmp_path)
     assert all(record.diverged and record.accuracy is None and record.losses == () for record in comparison.records)
@@ -149,7 +214,9 @@ def test_methods_share_model_and_batches(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"steps": 0}, "steps must be at least 1"),
-        ({"rank": 0}, "rank must be at least 1"),
+        ({"ranks": (8, 0)}, "rank must be at least 1, got 0"),
+        ({"ranks": ()}, "at least one seed, one rank"),
+        ({"widen": -1}, "widen must be at least 0"),
         ({"seeds": ()}, "at least one seed"),
         ({"lrs": (0.1, -1.0)}, r"learning rates must be positive numbers, got \[-1.0\]"),
         ({"lrs": ()}, "learning rates must be positive numbers, got none"),
@@ -161,7 +228,7 @@ def test_methods_share_model_and_batches(tmp_path: Path) -> None:
 )
 def test_bad_settings(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_runs(Regression(), replace(SMALL, **change))  # pyright: ignore
+        make_grids(Regression(), replace(SMALL, **change))  # pyright: ignore
 
 
 def test_jobs_must_be_positive(tmp_path: Path) -> None:
@@ -176,7 +243,7 @@ class Uneven(Regression):
 
 def test_every_method_gets_equally_many_learning_rates() -> None:
     with pytest.raises(ValueError, match="equally many learning rates"):
-        make_runs(Uneven(), replace(SMALL, lrs=None))
+        make_grids(Uneven(), replace(SMALL, lrs=None))
 
 
 class Short(Regression):

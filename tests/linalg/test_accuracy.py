@@ -24,7 +24,7 @@ def test_there_are_methods() -> None:
     rank=st.integers(1, 40),
     extra=st.integers(0, 30),
     condition=st.sampled_from([1.0, 10.0, 100.0, 1e4]),
-    exponent=st.sampled_from([0.25, 0.5, 1.0]),
+    exponent=st.sampled_from([-1.0, -0.5, 0.25, 0.5, 1.0]),
     damping=st.sampled_from([0.0, 1e-6, 0.1]),
 )
 def test_roots_match_the_oracle(

@@ -1,0 +1,23 @@
+"""Pure functions that measure factors and their product. None changes what it measures."""
+
+from sdsopt.diagnostics.alignment import alignment
+from sdsopt.diagnostics.balance import balance
+from sdsopt.diagnostics.conditioning import condition_number, median_condition_numbers
+from sdsopt.diagnostics.full_gradient import FullGradients
+from sdsopt.diagnostics.product import ProductSVD, product_norm, product_svd
+from sdsopt.diagnostics.ranks import effective_rank, stable_rank
+from sdsopt.diagnostics.spectrum import singular_values
+
+__all__ = [
+    "FullGradients",
+    "ProductSVD",
+    "alignment",
+    "balance",
+    "condition_number",
+    "effective_rank",
+    "median_condition_numbers",
+    "product_norm",
+    "product_svd",
+    "singular_values",
+    "stable_rank",
+]

@@ -1,0 +1,78 @@
+"""The gradient of the full matrix, which training with LoRA never computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdsopt.errors import UnsupportedGradientError
+from sdsopt.pairs import LoRAPair
+
+
+class FullGradients:
+    """Sums G = ∂L/∂W = δᵀ·x for chosen linear layers while backward runs, over all micro-batches until `clear`.
+
+    δ is the gradient of the layer's output and x its input, so G is that of the base weight and of the effective
+    weight alike, whatever LoRA adds. Dropout inside the adapter is not seen. Memory: one m×n matrix for each layer, in
+    float32 (float64 for float64 inputs); time: one product of the size of the layer's own backward.
+
+    Args:
+        pairs: The pairs whose layers are watched.
+
+    Raises:
+        UnsupportedGradientError: A layer is no linear one.
+    """
+
+    def __init__(self, pairs: Sequence[LoRAPair]) -> None:
+        self._sums: dict[LoRAPair, Tensor] = {}
+        self._removers: list[Callable[[], None]] = []
+        for pair in pairs:
+            if pair.num_blocks != 1 or pair.A.ndim != 2:
+                raise UnsupportedGradientError(
+                    f"the full gradient of {pair.name} cannot be captured: only linear layers can be watched"
+                )
+        for pair in pairs:
+            self._removers.append(pair.module.register_forward_hook(self._hook(pair)).remove)
+
+    @property
+    def gradients(self) -> Mapping[LoRAPair, Tensor]:
+        """G (m, n) of each layer that took part in a backward pass since `clear`."""
+        return self._sums
+
+    def clear(self) -> None:
+        """Forgets the sums."""
+        self._sums.clear()
+
+    def remove(self) -> None:
+        """Takes the hooks off, and forgets the sums."""
+        for remove in self._removers:
+            remove()
+        self._removers.clear()
+        self.clear()
+
+    def __enter__(self) -> FullGradients:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _hook(self, pair: LoRAPair) -> Callable[[nn.Module, Any, Tensor], None]:
+        def after_forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            del module
+            x: Tensor = inputs[0]
+            if output.requires_grad:  # not the first of the two forward passes under gradient checkpointing
+                output.register_hook(lambda delta: self._add(pair, x.detach(), delta))
+
+        return after_forward
+
+    def _add(self, pair: LoRAPair, x: Tensor, delta: Tensor) -> None:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            G = delta.flatten(0, -2).to(dtype).mT @ x.flatten(0, -2).to(dtype)  # (m, k) @ (k, n)
+            self._sums[pair] = self._sums[pair] + G if pair in self._sums else G
