@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdsopt.diagnostics.spectrum import singular_values
 from sdsopt.pairs import LoRAPair
+from sdsopt.sharding import whole
 
 
 def condition_number(values: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ def condition_number(values: Tensor) -> Tensor:
 def median_condition_numbers(pairs: Sequence[LoRAPair]) -> tuple[float | None, float | None]:
     """Returns the median over all pairs of κ(A) and of κ(B); None where no pair has a finite one, as for B = 0."""
     return (
-        _median_kappa(pair.split_A(pair.A) for pair in pairs),
-        _median_kappa(pair.split_B(pair.B) for pair in pairs),
+        _median_kappa(pair.split_A(whole(pair.A)) for pair in pairs),
+        _median_kappa(pair.split_B(whole(pair.B)) for pair in pairs),
     )
 
 

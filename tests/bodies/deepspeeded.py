@@ -62,11 +62,12 @@ def whole(model: nn.Module) -> State:
         return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def training(case: Case, stage: int) -> State:
-    """Hook mode."""
+def training(case: Case, stage: int, attach_first: bool = False) -> State:
+    """Hook mode, with hooks that are there before DeepSpeed's own or after."""
     model = network(case)
+    early = sdsopt.attach(model, case.correction or "lora") if attach_first else None
     with engine_of(model, inner_of(model, case), case, stage) as engine:
-        with sdsopt.attach(model, case.correction or "lora"):
+        with early or sdsopt.attach(model, case.correction or "lora"):
             steps(engine, case)
         return whole(model)
 

@@ -17,7 +17,7 @@ from bodies.common import counted
 from costs import Pair
 from sdsopt import LoRAPair, SDSPreconditioner
 from sdsopt.engine.presence import Presence
-from sdsopt.linalg import InverseRoot, RootResult
+from sdsopt.linalg import EighInverseRoot, InverseRoot, RootResult
 from sdsopt.pairs import Groups
 
 
@@ -26,7 +26,7 @@ class NoRoots(InverseRoot):
     """Nothing arrives, so there is nothing to decompose."""
 
     def reduce(self, factor: Tensor) -> Tensor:
-        return factor.mT @ factor
+        return EighInverseRoot().reduce(factor)
 
     def compute(self, reduced: Tensor, exponents: Sequence[float], damping: float) -> RootResult:
         return RootResult(tuple(torch.zeros_like(reduced) for _ in exponents), torch.zeros(len(reduced)))

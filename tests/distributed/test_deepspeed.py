@@ -8,17 +8,22 @@ import torch
 from bodies import deepspeeded
 from bodies.common import Case
 from process_pool import ProcessPool
+from sdsopt import SDSPreconditioner
+from sdsopt.errors import StaleParametersError
+from toy import Network
 
 pytest.importorskip("deepspeed", exc_type=ImportError)
 
 Pools = dict[int, ProcessPool]
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_gradient_accumulation(stage: int, pools: Pools) -> None:
+@pytest.mark.parametrize(
+    ("stage", "attach_first"), [(0, False), (0, True), (1, False), (1, True), (2, False), (2, True), (3, False)]
+)
+def test_gradient_accumulation(stage: int, attach_first: bool, pools: Pools) -> None:
     case = Case("sds", micro=3)
     expected = deepspeeded.alone(case)
-    for state in pools[2].run(deepspeeded.training, case, stage):
+    for state in pools[2].run(deepspeeded.training, case, stage, attach_first):
         for name, tensor in expected.items():
             torch.testing.assert_close(state[name], tensor, rtol=2e-6, atol=2e-6, msg=name)
 
@@ -45,3 +50,16 @@ def test_a_wrapper_that_was_replaced_is_reported(stage: int, pools: Pools) -> No
         assert bare == "no error"
         assert message.startswith("UnsupportedOptimizerError: StandIn took over the param groups of SDSPreconditioner")
         assert "call sdsopt.attach(model) after deepspeed.initialize" in message
+
+
+def test_flat_parameters_in_place_of_the_factors_are_noticed() -> None:
+    """What ZeRO does to the optimizer that it is given."""
+    network = Network()
+    optimizer = SDSPreconditioner(torch.optim.SGD(network.parameters(), lr=0.05), network)
+    flat = torch.nn.Parameter(torch.nn.utils.parameters_to_vector(network.parameters()).detach())
+    optimizer.param_groups[0]["params"] = [flat]
+    flat.grad = torch.ones_like(flat)
+    before = flat.detach().clone()
+    with pytest.raises(StaleParametersError, match=r"sdsopt.attach\(model\) after deepspeed.initialize"):
+        optimizer.step()
+    assert torch.equal(flat, before)
