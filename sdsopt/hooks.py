@@ -81,9 +81,9 @@ def attach(
     clipping it equals `SDSPreconditioner`; with it, the corrected gradients are clipped and not the raw ones.
 
     Hooks belong to Parameters: attach after the last change to the model (adapters added, moved by
-    `load_state_dict(assign=True)`, wrapped by an engine; with DeepSpeed ZeRO-3, after `deepspeed.initialize`). A trainable factor that was put in afterwards, and so has
-    no hook, makes the next step of its optimizer raise. Attaching once more with the same options adds what is missing,
-    and gives a handle to the same hooks.
+    `load_state_dict(assign=True)`, wrapped by an engine; with DeepSpeed ZeRO-3, after `deepspeed.initialize`). A
+    trainable factor that was put in afterwards, and so has no hook, makes the next step of its optimizer raise.
+    Attaching once more with the same options adds what is missing, and gives a handle to the same hooks.
 
     Args:
         model: The model that holds the LoRA layers, or the pairs themselves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import sdsopt
 from bodies.common import Case, State, batch, counted, network, optimizer_of, share, train, whole
 from recorder import Recorder
 from sdsopt import SDSPreconditioner
+from sdsopt.engine import PairMeasurement
 from sdsopt.errors import SDSOptError
 from toy import Network, lora_linear
 
@@ -132,11 +134,7 @@ def one_process_has_no_gradient(case: Case) -> str:
     train(model, optimizer, Case(steps=1))
     if dist.get_rank() == 1:
         model.second.A.grad = None
-    try:
-        optimizer.step()
-    except SDSOptError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    return _error_of(optimizer.step)
 
 
 def adapter_that_no_process_runs(case: Case) -> tuple[State, State]:
@@ -155,9 +153,38 @@ def adapter_that_no_process_runs(case: Case) -> tuple[State, State]:
 
 
 def attaching(case: Case) -> str:
-    model = sharded(case)
+    return _error_of(lambda: sdsopt.attach(sharded(case)))
+
+
+def wrapping(case: Case) -> str:
+    return _error_of(lambda: optimizer_of(sharded(case), case))
+
+
+def sharded_after_wrapping(case: Case) -> str:
+    """As Accelerate does: the optimizer is given the new parameters."""
+    model = network(case)
+    optimizer = optimizer_of(model, case)
+    fully_shard(model)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    return _error_of(lambda: train(model, optimizer, case))
+
+
+def _error_of(call: Callable[[], object]) -> str:
     try:
-        sdsopt.attach(model)
+        call()
     except SDSOptError as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
+
+
+def diagnostics(case: Case) -> dict[str, dict[str, float]]:
+    model = sharded(case) if dist.is_initialized() else network(case)
+    optimizer: Any = optimizer_of(model, case)
+    model(share(batch(0, case.dtype))).square().mean().backward()
+    return {name: _numbers(pair) for name, pair in optimizer.diagnostics().items()}
+
+
+def _numbers(measured: PairMeasurement) -> dict[str, float]:
+    steps = {f"{name} {key}": value for name, step in measured.steps.items() for key, value in vars(step).items()}
+    known = {key: value for key, value in steps.items() if value is not None}
+    return {"condition_A": measured.condition_A, "stable_rank": measured.stable_rank, **known}

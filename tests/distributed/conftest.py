@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bodies import tensor_parallel
+from packages import package
 from process_pool import ProcessPool
 
 
@@ -23,7 +24,7 @@ def pools() -> Iterator[dict[int, ProcessPool]]:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama."""
-    pytest.importorskip("transformers", exc_type=ImportError)
+    package("transformers")
     folder = tmp_path_factory.mktemp("llama")
     tensor_parallel.save_llama(str(folder))
     return folder

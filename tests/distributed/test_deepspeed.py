@@ -7,12 +7,13 @@ import torch
 
 from bodies import deepspeeded
 from bodies.common import Case
+from packages import package
 from process_pool import ProcessPool
 from sdsopt import SDSPreconditioner
 from sdsopt.errors import StaleParametersError
 from toy import Network
 
-pytest.importorskip("deepspeed", exc_type=ImportError)
+package("deepspeed")
 
 Pools = dict[int, ProcessPool]
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from packages import package
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "distributed"
@@ -28,7 +28,7 @@ def losses(*command: str) -> tuple[list[float], str]:
 
 
 def test_fsdp2_goes_on_with_other_processes(tmp_path: Path) -> None:
-    pytest.importorskip("peft", exc_type=ImportError)
+    package("peft")
     script = [str(EXAMPLES / "fsdp2.py"), "--checkpoint", str(tmp_path / "run")]
     (first, middle), _ = losses(*TORCHRUN, "--nproc-per-node", "2", *script)
     (resumed, last), output = losses(*TORCHRUN, "--nproc-per-node", "4", *script)
@@ -39,7 +39,7 @@ def test_fsdp2_goes_on_with_other_processes(tmp_path: Path) -> None:
 
 
 def test_accelerate_launches_fsdp2() -> None:
-    pytest.importorskip("accelerate", exc_type=ImportError)
+    package("accelerate")
     config = str(EXAMPLES / "fsdp2.yaml")
     launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
     (first, last), output = losses(*launch, LAUNCHED, "accelerated")
@@ -48,14 +48,14 @@ def test_accelerate_launches_fsdp2() -> None:
 
 
 def test_accelerate_on_cpus() -> None:
-    pytest.importorskip("accelerate", exc_type=ImportError)
+    package("accelerate")
     (first, last), output = losses(*TORCHRUN, "--nproc-per-node", "2", str(EXAMPLES / "accelerated.py"))
     assert "2 processes, MULTI_CPU" in output
     assert last < 0.9 * first
 
 
 def test_deepspeed_zero_3() -> None:
-    pytest.importorskip("deepspeed", exc_type=ImportError)
+    package("deepspeed")
     (first, last), output = losses(*TORCHRUN, "--nproc-per-node", "2", LAUNCHED, "zero", "--stage", "3")
     assert "2 processes, ZeRO-3" in output
     assert last < 0.9 * first

@@ -11,6 +11,7 @@ import oracle
 from bodies import common, fsdp2
 from bodies.common import Case, State
 from process_pool import ProcessPool
+from sdsopt.corrections import available_corrections, make_correction
 from sdsopt.engine.presence import Presence
 from sdsopt.errors import UnequalGradientsError
 from sdsopt.sharding import Group
@@ -93,6 +94,34 @@ def test_gradients_are_those_of_the_formula(
                 scale = wanted.abs().max().item()
                 torch.testing.assert_close(seen.double(), wanted, rtol=tolerance, atol=tolerance * scale)
                 assert torch.equal(seen, raw) == (correction == "lora")
+
+
+@pytest.mark.parametrize("correction", available_corrections())
+def test_every_correction_equals_one_process_or_is_refused(correction: str, pools: Pools) -> None:
+    """Those that do not say how they work row by row get whole factors."""
+    case = Case(correction, torch.float64)
+    if make_correction(correction).carries_moments:
+        for message in pools[2].run(fsdp2.wrapping, case):
+            assert message.startswith("UnsupportedCorrectionError: the factors of first[default] are sharded")
+        return
+    assert_equal_to(pools[2].run(fsdp2.training, case), common.alone(case), 1e-9)
+
+
+@pytest.mark.parametrize("option", [("transport", "moments"), ("rebalance_every", 2)])
+def test_what_happens_between_steps_needs_whole_factors(option: tuple[str, object], pools: Pools) -> None:
+    case = Case("sds", options=(option,))
+    for body in (fsdp2.wrapping, fsdp2.sharded_after_wrapping):
+        for message in pools[2].run(body, case):
+            assert message.startswith("UnsupportedCorrectionError: the factors of first[default] are sharded")
+            assert "leave out transport and rebalance_every" in message
+
+
+def test_diagnostics_are_those_of_one_process(pools: Pools) -> None:
+    expected = fsdp2.diagnostics(Case("sds", torch.float64))
+    for found in pools[2].run(fsdp2.diagnostics, Case("sds", torch.float64)):
+        assert found.keys() == expected.keys()
+        for name, numbers in expected.items():
+            assert found[name] == pytest.approx(numbers, rel=1e-9)
 
 
 SUM, TURN = "all_reduce", "all_to_all_single"

@@ -12,6 +12,7 @@ from torch import Tensor
 from bodies import deepspeeded
 from bodies.common import Case, State
 from distributed_cells import CELLS, TOLERANCE, Cell, Engine, table
+from packages import package
 from process_pool import ProcessPool
 
 Pools = dict[int, ProcessPool]
@@ -30,7 +31,7 @@ def factors(state: State) -> Tensor:
 def test_equals_one_process(cell: Cell, pools: Pools, llama: Path) -> None:
     engine, case = cell.engine, cell.case
     if engine.name.startswith("DeepSpeed"):
-        pytest.importorskip("deepspeed", exc_type=ImportError)
+        package("deepspeed")
     folder = (str(llama),) if engine.on_llama else ()
     results = pools[engine.processes].run(engine.training, case, *engine.arguments, *folder)
     expected = factors(engine.alone(case, *folder))
@@ -44,7 +45,7 @@ def test_equals_one_process(cell: Cell, pools: Pools, llama: Path) -> None:
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.refused], ids=str)
 def test_refused(cell: Cell, pools: Pools) -> None:
-    pytest.importorskip("deepspeed", exc_type=ImportError)
+    package("deepspeed")
     [stage] = cell.engine.arguments
     for hooked, wrapped in pools[2].run(deepspeeded.refusals, cell.case, stage):
         assert hooked.startswith("UnsupportedCorrectionError: 'sds-split' maps the step")
