@@ -17,7 +17,8 @@ STEPS = {torch.float32: 5, torch.bfloat16: 3}
 
 # ‖found - expected‖ / ‖expected - uncorrected‖ over all LoRA factors: how far a run may be from one process, measured
 # by what the correction does.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+# Measured: 1e-6 and 3e-2; with tensor parallelism, which also adds up activations in another order, 9e-6 and 7e-2.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Engine:
         alone: The same in one process.
         arguments: Further arguments of `training`.
         on_llama: Whether both also get the folder of a saved Llama.
+        looser: By which to multiply the tolerance in float32, and in bfloat16.
         hooks: Whether it corrects in backward, so that what maps updates is refused.
     """
 
@@ -40,6 +42,7 @@ class Engine:
     alone: Callable[..., Any] = common.alone
     arguments: tuple[Any, ...] = ()
     on_llama: bool = False
+    looser: tuple[float, float] = (1, 1)
     hooks: bool = False
 
 
@@ -47,7 +50,7 @@ ENGINES = (
     Engine("DDP", 2, ddp.training),
     Engine("FSDP2", 4, fsdp2.training),
     Engine("FSDP2, Accelerate", 2, accelerated.training),
-    Engine("TP", 2, tensor_parallel.llama_training, tensor_parallel.llama_training, on_llama=True),
+    Engine("TP", 2, tensor_parallel.llama_training, tensor_parallel.llama_training, on_llama=True, looser=(10, 2)),
     Engine("FSDP2 × TP", 4, tensor_parallel.mesh_training),
     *(
         Engine(f"DeepSpeed ZeRO-{stage}", 2, deepspeeded.training, deepspeeded.alone, (stage,), hooks=True)
@@ -67,6 +70,10 @@ class Cell:
         return self.engine.hooks and self.correction == "sds-split"
 
     @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.dtype] * self.engine.looser[DTYPES.index(self.dtype)]
+
+    @property
     def case(self) -> Case:
         return Case(self.correction, self.dtype, STEPS[self.dtype])
 
@@ -83,6 +90,6 @@ def table() -> str:
     lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for engine in ENGINES:
         cells = [cell for cell in CELLS if cell.engine is engine]
-        entries = ("refused" if cell.refused else f"{TOLERANCE[cell.dtype]:g}" for cell in cells)
+        entries = ("refused" if cell.refused else f"{cell.tolerance:g}" for cell in cells)
         lines.append(f"| {engine.name} ({'hooks' if engine.hooks else 'wrapper'}) | {' | '.join(entries)} |")
     return "\n".join(lines)

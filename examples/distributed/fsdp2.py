@@ -1,7 +1,7 @@
 """LoRA on FSDP2, with a checkpoint in which any number of processes goes on.
 
     torchrun --nproc-per-node 2 examples/distributed/fsdp2.py --checkpoint run
-    torchrun --nproc-per-node 4 examples/distributed/fsdp2.py --checkpoint run
+    torchrun --nproc-per-node 1 examples/distributed/fsdp2.py --checkpoint run
 
 The second command resumes what the first one saved. It needs `pip install 'sdsopt[peft]'`, and runs on CPUs too.
 """

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from sdsopt import SDSPreconditioner
+from sdsopt.errors import SDSOptError
 from toy import Network
 
 BATCH = 24  # divides by all numbers of processes and of micro-batches
@@ -85,6 +86,15 @@ def alone(case: Case) -> State:
     model = network(case)
     train(model, optimizer_of(model, case), case)
     return whole(model)
+
+
+def error_of(call: Callable[[], object]) -> str:
+    """The error of sdsopt's that a call ends in, by class and message."""
+    try:
+        call()
+    except SDSOptError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +17,8 @@ from torch.optim import AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdsopt
-from bodies.common import Case, State, batch, inner_of, network, optimizer_of, share
+from bodies.common import Case, State, batch, error_of, inner_of, network, optimizer_of, share
 from sdsopt.corrections import Correction, Factors, PairTensors
-from sdsopt.errors import SDSOptError
 
 
 @contextmanager
@@ -76,16 +75,8 @@ def refusals(case: Case, stage: int) -> tuple[str, str]:
     """The errors of hook mode, and of wrapper mode."""
     model = network(case)
     with engine_of(model, optimizer_of(model, case), case, stage) as engine:
-        hooked = _error_of(lambda: sdsopt.attach(model, case.correction or "lora"))
-        return hooked, _error_of(lambda: steps(engine, case))
-
-
-def _error_of(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except SDSOptError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+        hooked = error_of(lambda: sdsopt.attach(model, case.correction or "lora"))
+        return hooked, error_of(lambda: steps(engine, case))
 
 
 def alone(case: Case) -> State:
@@ -145,11 +136,11 @@ def refusals_of_stage_3(case: Case) -> tuple[str, str]:
     """The errors of a correction that reads factors, and of hooks that were there before DeepSpeed's own."""
     model = network(case)
     with engine_of(model, inner_of(model, case), case, 3):
-        whole = _error_of(lambda: sdsopt.attach(model, ReadsFactors()))
+        whole = error_of(lambda: sdsopt.attach(model, ReadsFactors()))
     model = network(case)
     handle = sdsopt.attach(model)
     with engine_of(model, inner_of(model, case), case, 3) as engine:
-        early = _error_of(lambda: steps(engine, case))
+        early = error_of(lambda: steps(engine, case))
     handle.remove()
     return whole, early
 
@@ -173,6 +164,6 @@ def replaced(case: Case, stage: int) -> tuple[str, str]:
         with mock.patch("deepspeed.ops.adam.DeepSpeedCPUAdam", StandIn):
             other = map_pytorch_optim_to_deepspeed(given)
         with engine_of(model, other, case, stage) as engine:
-            messages.append(_error_of(lambda engine=engine: steps(engine, case)))
+            messages.append(error_of(lambda engine=engine: steps(engine, case)))
         del given  # alive until here, as in a user's script
     return messages[0], messages[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,11 +13,10 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.optim import AdamW
 
 import sdsopt
-from bodies.common import Case, State, batch, counted, network, optimizer_of, share, train, whole
+from bodies.common import Case, State, batch, counted, error_of, network, optimizer_of, share, train, whole
 from recorder import Recorder
 from sdsopt import SDSPreconditioner
 from sdsopt.engine import PairMeasurement
-from sdsopt.errors import SDSOptError
 from toy import Network, lora_linear
 
 
@@ -134,7 +132,7 @@ def one_process_has_no_gradient(case: Case) -> str:
     train(model, optimizer, Case(steps=1))
     if dist.get_rank() == 1:
         model.second.A.grad = None
-    return _error_of(optimizer.step)
+    return error_of(optimizer.step)
 
 
 def adapter_that_no_process_runs(case: Case) -> tuple[State, State]:
@@ -153,11 +151,11 @@ def adapter_that_no_process_runs(case: Case) -> tuple[State, State]:
 
 
 def attaching(case: Case) -> str:
-    return _error_of(lambda: sdsopt.attach(sharded(case)))
+    return error_of(lambda: sdsopt.attach(sharded(case)))
 
 
 def wrapping(case: Case) -> str:
-    return _error_of(lambda: optimizer_of(sharded(case), case))
+    return error_of(lambda: optimizer_of(sharded(case), case))
 
 
 def sharded_after_wrapping(case: Case) -> str:
@@ -166,15 +164,7 @@ def sharded_after_wrapping(case: Case) -> str:
     optimizer = optimizer_of(model, case)
     fully_shard(model)
     optimizer.param_groups[0]["params"] = list(model.parameters())
-    return _error_of(lambda: train(model, optimizer, case))
-
-
-def _error_of(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except SDSOptError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    return error_of(lambda: train(model, optimizer, case))
 
 
 def diagnostics(case: Case) -> dict[str, dict[str, float]]:

@@ -31,8 +31,8 @@ def test_fsdp2_goes_on_with_other_processes(tmp_path: Path) -> None:
     package("peft")
     script = [str(EXAMPLES / "fsdp2.py"), "--checkpoint", str(tmp_path / "run")]
     (first, middle), _ = losses(*TORCHRUN, "--nproc-per-node", "2", *script)
-    (resumed, last), output = losses(*TORCHRUN, "--nproc-per-node", "4", *script)
-    assert "4 processes" in output
+    (resumed, last), output = losses(*TORCHRUN, "--nproc-per-node", "1", *script)
+    assert "1 processes" in output
     assert middle < 0.9 * first
     assert abs(resumed - middle) < 0.1 * (first - middle)
     assert last < resumed

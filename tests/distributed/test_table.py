@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bodies import deepspeeded
 from bodies.common import Case, State
-from distributed_cells import CELLS, TOLERANCE, Cell, Engine, table
+from distributed_cells import CELLS, Cell, Engine, table
 from packages import package
 from process_pool import ProcessPool
 
@@ -40,7 +40,7 @@ def test_equals_one_process(cell: Cell, pools: Pools, llama: Path) -> None:
     for state in results:
         assert state.keys() == results[0].keys()
         assert all(torch.equal(state[name], results[0][name]) for name in state)
-        assert (factors(state) - expected).norm() < TOLERANCE[case.dtype] * effect
+        assert (factors(state) - expected).norm() < cell.tolerance * effect
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.refused], ids=str)
