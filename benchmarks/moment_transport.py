@@ -41,6 +41,8 @@ def base_of(method: str) -> str:
 
 @dataclass(frozen=True)
 class Digits(DigitsTask):
+    """Each variant starts from the grid of what it adds to."""
+
     def learning_rates(self, inner: str, method: str) -> Sequence[float]:
         return super().learning_rates(inner, base_of(method))
 

@@ -78,6 +78,8 @@ def finish_step(
         moments_of: Finds the moments of a parameter.
     """
     correction, every = recipe.correction, recipe.correction.rebalance_every
+    if not (recipe.counts_steps or recipe.tracks_bases):
+        return
     # Distributed checkpoints take a step with zero rates, only to have the state created.
     if not any(bool(group.get("lr", 1) != 0) for group in param_groups):
         return
