@@ -15,7 +15,7 @@ from sdsopt.corrections import (
     register_correction,
 )
 from sdsopt.hooks import Handle, attach
-from sdsopt.linalg import InverseRoot
+from sdsopt.linalg import InverseRoot, use_native_products
 from sdsopt.lora_plus import lora_plus_groups
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, linked_pairs, register_layout
@@ -49,4 +49,5 @@ __all__ = [
     "lora_plus_groups",
     "register_correction",
     "register_layout",
+    "use_native_products",
 ]

@@ -4,9 +4,18 @@ Each one is also the built-in exception a caller would expect there, so ``except
 importing anything from sdsopt.
 """
 
+from sdsopt.printable import printable
+
 
 class SDSOptError(Exception):
     """Base class of every error that sdsopt raises on purpose."""
+
+
+class AdapterError(SDSOptError, ValueError):
+    """An adapter on disk cannot be read, or not be written where it should go. Nothing was written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it quotes names that a file holds
 
 
 class NoPairsError(SDSOptError, ValueError):
@@ -43,6 +52,10 @@ class UnsupportedOptimizerError(SDSOptError, TypeError):
 
 class UnknownCorrectionError(SDSOptError, ValueError):
     """No correction of that name is registered."""
+
+
+class NativeBuildError(SDSOptError, RuntimeError):
+    """The native products could not be compiled."""
 
 
 class MissingExtraError(SDSOptError, ImportError):

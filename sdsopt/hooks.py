@@ -64,7 +64,7 @@ def attach(
     correction: str | Correction = "sds",
     *,
     damping: float = 1e-6,
-    inverse_root: str | InverseRoot = "eigh",
+    inverse_root: str | InverseRoot = "auto",
 ) -> Handle:
     r"""Corrects LoRA gradients as backward computes them, whatever optimizer steps on them.
 

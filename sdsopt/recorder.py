@@ -68,7 +68,7 @@ class Recorder:
         self._step = 0
         self._pairs = require_pairs(model)
         chosen = dict(corrections) if isinstance(corrections, Mapping) else {name: name for name in corrections}
-        self._recipes = {name: Recipe.of(c, damping, "eigh") for name, c in ({_LORA: _LORA} | chosen).items()}
+        self._recipes = {name: Recipe.of(c, damping, "auto") for name, c in ({_LORA: _LORA} | chosen).items()}
         watched = [pair for pair in self._pairs if full_gradients and fnmatchcase(pair.name, full_gradients)]
         if full_gradients and not watched:
             raise NoPairsError(

@@ -6,21 +6,22 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from sdsopt.cli import compare_report
+from sdsopt.cli import compare_paper, compare_report
 from sdsopt.cli.compare_report import show
+from sdsopt.cli.cores import cores
 from sdsopt.cli.parser import add_command
+from sdsopt.cli.values import listed
 from sdsopt.errors import SDSOptError
 from sdsopt.extras import extra
 
 if TYPE_CHECKING:
     from sdsopt.compare import Settings, Task
 
-_T = TypeVar("_T")
 _RETRIES = 3
 
 _DESCRIPTION = """\
@@ -54,24 +55,26 @@ def add_parser(subparsers: Any) -> None:
         default="digits",
         help="digits (default), language, minilm, factorization, sensing, or your own as package.module:Task",
     )
-    parser.add_argument("--corrections", type=_listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
+    parser.add_argument("--corrections", type=listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
     parser.add_argument("--no-full", dest="full", action="store_false", help="leave out full fine-tuning")
-    parser.add_argument("--inner", type=_listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
+    parser.add_argument("--inner", type=listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
     parser.add_argument(
-        "--lrs", type=_listed(float), metavar="LRS", help="one grid for all methods (default: each method's own)"
+        "--lrs", type=listed(float), metavar="LRS", help="one grid for all methods (default: each method's own)"
     )
     parser.add_argument("--widen", type=int, help="times a grid may grow where its best rate is an edge (default: 4)")
     parser.add_argument("--seeds", type=_seeds, help="their number, or a list such as 0,1,5 (default: 3)")
-    parser.add_argument("--ranks", type=_listed(int), help="ranks of the adapters, such as 4,16 (default: 8)")
+    parser.add_argument("--ranks", type=listed(int), help="ranks of the adapters, such as 4,16 (default: 8)")
     parser.add_argument("--steps", type=int, help="steps of every run (default: 150)")
     parser.add_argument("--out", default="sdsopt-results", metavar="DIR", help="results (default: ./%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
-    parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: the cores, %(default)s)")
     parser.add_argument("--dask", metavar="ADDRESS", help="compute on a Dask cluster, such as tcp://host:8786")
     parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and write no report")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
-    compare_report.add_parser(parser.add_subparsers(title="instead of training", metavar="COMMAND"))
+    others = parser.add_subparsers(title="other comparisons, and old ones", metavar="COMMAND")
+    for command in (compare_paper, compare_report):
+        command.add_parser(others)
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -164,18 +167,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(**given)
 
 
-def _listed(kind: Callable[[str], _T]) -> Callable[[str], list[_T]]:
-    def parse(text: str) -> list[_T]:
-        return [kind(part.strip()) for part in text.split(",") if part.strip()]
-
-    parse.__name__ = f"list of {kind.__name__}"  # argparse's message names the type
-    return parse
-
-
 def _seeds(text: str) -> list[int]:
-    values = _listed(int)(text)
+    values = listed(int)(text)
     return values if "," in text else list(range(*values))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

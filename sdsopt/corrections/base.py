@@ -55,7 +55,7 @@ class Factors:
         stored_A: (e, r, n) in the parameter's own dtype.
         stored_B: (e, m, r) in the parameter's own dtype.
         scaling: LoRA's factor s (α/r, or α/√r with rsLoRA).
-        dtype: The dtype to compute in; that of the gradients handed to the correction.
+        dtype: The dtype to compute in; that of the gradients, unless the correction keeps the stored one.
         roots_A: M_A^(-p), (e, r, r), for each p of `Correction.gram_exponents`, with M_A = A·Aᵀ.
         roots_B: M_B^(-p), (e, r, r), likewise, with M_B = Bᵀ·B.
         stored_E: The diagonal of ΔW = scaling·B·diag(E)·A (AdaLoRA), r numbers; None for a plain product.
@@ -124,6 +124,15 @@ class Correction(ABC):
         """Whether gA's correction is linear in gA, needs no gB and is never None, and the other way round.
 
         Hook mode (`sdsopt.attach`) needs that, since it sees one gradient of one micro-batch at a time.
+        """
+        return False
+
+    @property
+    def keeps_dtype(self) -> bool:
+        """Whether it takes tensors in the dtype they are stored in, and returns them so.
+
+        It must then see to the precision itself. Otherwise it is given gradients and updates in float64 where the
+        device has it, and what it returns is rounded.
         """
         return False
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
+from sdsopt.linalg import multiply_left, multiply_right
 
 
 @final
@@ -66,6 +67,11 @@ class GramPower(Correction):
         """The power p."""
         return self.exponent
 
+    @property
+    def keeps_dtype(self) -> bool:
+        """True: a product with a root converts what it needs, part by part, and rounds once."""
+        return True
+
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Applies the power p to the gradients."""
         return _apply(factors, gradients, self.exponent)
@@ -76,7 +82,7 @@ class GramPower(Correction):
         if self.max_update_ratio is None or not self.uses_updates:
             return mapped
         # Measured by the larger factor: a B that starts at zero may still leave it.
-        larger = torch.maximum(_norm(factors.A), _norm(factors.B))  # (e, 1, 1)
+        larger = torch.maximum(_norm(factors.stored_A), _norm(factors.stored_B))  # (e, 1, 1)
         limit = torch.where(larger > 0, self.max_update_ratio * larger, torch.inf)
         return mapped.map(lambda update: _shorten(update, limit))
 
@@ -85,15 +91,17 @@ def _apply(factors: Factors, tensors: PairTensors, exponent: float) -> PairTenso
     if exponent == 0:
         return tensors
     return PairTensors(
-        A=None if tensors.A is None else factors.roots_B[exponent] @ tensors.A,  # (e, r, r) @ (e, r, n)
-        B=None if tensors.B is None else tensors.B @ factors.roots_A[exponent],  # (e, m, r) @ (e, r, r)
+        A=None if tensors.A is None else multiply_left(factors.roots_B[exponent], tensors.A),  # (e, r, n)
+        B=None if tensors.B is None else multiply_right(tensors.B, factors.roots_A[exponent]),  # (e, m, r)
     )
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True)
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True, dtype=dtype)
 
 
 def _shorten(update: Tensor, limit: Tensor) -> Tensor:
     length = _norm(update)
-    return torch.where(length > limit, update * (limit / length), update)
+    factor = torch.where(length > limit, limit / length, torch.ones_like(length))  # (e, 1, 1)
+    return update * factor.to(update.dtype)

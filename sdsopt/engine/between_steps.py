@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdsopt.corrections import Factors, PairTensors, basis_change
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import UnsupportedCorrectionError
 from sdsopt.linalg import balancing_transform
 from sdsopt.pairs import LoRAPair
@@ -112,7 +113,7 @@ def _carry_moments(old: Factors, job: Job, recipe: Recipe, moments_of: MomentsOf
     """Carries a pair's moments from the bases of its old factors to those of its present ones."""
     exponent = recipe.correction.basis_exponent
     assert exponent is not None
-    T, R = basis_change(old, job.factors(), exponent)
+    T, R = basis_change(old, job.present, exponent)
     pair, dtype = job.pair, job.dtype
     # Of uncorrelated coordinates, squares add up with the squares of the coefficients.
     for matrix, moments in zip((T, T.square()), moments_of(job.A), strict=True):

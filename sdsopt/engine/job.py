@@ -1,17 +1,15 @@
-"""One pair's tensors while they are computed with, and the roots of many pairs at once."""
+"""One pair's tensors while they are computed with."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from sdsopt.corrections import Factors, PairTensors
-from sdsopt.engine.recipe import Recipe
 from sdsopt.linalg import accurate_dtype
 from sdsopt.pairs import LoRAPair
 
@@ -31,23 +29,30 @@ class Job:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype to compute in, where the correction does not keep the stored one."""
         return accurate_dtype(self.A.device)
 
     def split(self, tensors: PairTensors) -> PairTensors:
-        """Views tensors of the parameters' shapes as (e, r, n) and (e, m, r), in the dtype to compute in."""
+        """Views tensors of the parameters' shapes as (e, r, n) and (e, m, r)."""
         return PairTensors(
-            A=None if tensors.A is None else self.pair.split_A(tensors.A).to(self.dtype),
-            B=None if tensors.B is None else self.pair.split_B(tensors.B).to(self.dtype),
+            A=None if tensors.A is None else self.pair.split_A(tensors.A),
+            B=None if tensors.B is None else self.pair.split_B(tensors.B),
         )
 
     def join(self, blocks: PairTensors) -> PairTensors:
         """Inverse of `split`, in the parameters' own dtype and strides: fused optimizers misread any other."""
+        view = self.pair.blocks
         return PairTensors(
-            A=None if blocks.A is None else torch.empty_like(self.A).copy_(self.pair.join_A(blocks.A)),
-            B=None if blocks.B is None else torch.empty_like(self.B).copy_(self.pair.join_B(blocks.B)),
+            A=None if blocks.A is None else _stored_like(self.A, view.join_A(blocks.A, self.A.shape)),
+            B=None if blocks.B is None else _stored_like(self.B, view.join_B(blocks.B, self.B.shape)),
         )
 
-    def factors(self, before: PairTensors = _NONE) -> Factors:
+    @cached_property
+    def present(self) -> Factors:
+        """The factors as they are, with the roots as soon as these are computed."""
+        return self.factors(_NONE)
+
+    def factors(self, before: PairTensors) -> Factors:
         """The factors for a correction: their values `before` a step where these are given, else the present ones."""
         A = self.A.detach() if before.A is None else before.A
         B = self.B.detach() if before.B is None else before.B
@@ -64,22 +69,7 @@ class Job:
         )
 
 
-def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
-    """Fills the jobs' roots: one batched call for each rank and device, whatever the factors' lengths."""
-    exponents = recipe.exponents
-    if not exponents:
-        return
-    batches: dict[tuple[int, torch.device], list[tuple[dict[float, Tensor], Tensor]]] = defaultdict(list)
-    for job in jobs:
-        factors = job.factors()
-        for roots, tall in ((job.roots_A, factors.partner_A.mT), (job.roots_B, factors.partner_B)):
-            reduced = recipe.inverse_root.reduce(tall)  # (e, d, r) → (e, r, r)
-            batches[reduced.shape[-1], reduced.device].append((roots, reduced))
-
-    for batch in batches.values():
-        stacked = torch.cat([reduced for _, reduced in batch])  # (k, r, r)
-        result = recipe.inverse_root.compute(stacked, exponents, recipe.damping)
-        for exponent, powers in zip(exponents, result.roots, strict=True):
-            parts = powers.split([len(reduced) for _, reduced in batch])
-            for (roots, _), part in zip(batch, parts, strict=True):
-                roots[exponent] = part
+def _stored_like(parameter: Parameter, tensor: Tensor) -> Tensor:
+    if tensor.dtype == parameter.dtype and tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter).copy_(tensor)

@@ -18,8 +18,9 @@ from sdsopt.diagnostics import (
     stable_rank,
 )
 from sdsopt.engine.backward import is_hooked
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import DoubleCorrectionError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair
@@ -111,7 +112,8 @@ def measure(
 
 
 def _step(job: Job, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasurement:
-    factors, raw = job.factors(), job.split(PairTensors(job.A.grad, job.B.grad))
+    factors = job.present
+    raw = job.split(PairTensors(job.A.grad, job.B.grad)).map(lambda gradient: gradient.to(job.dtype))
     corrected = recipe.correction.precondition(factors, raw)
     spectra = PairTensors(*(None if gradient is None else singular_values(gradient) for gradient in corrected))
     return StepMeasurement(
@@ -133,7 +135,7 @@ def _alignment(recipe: Recipe, factors: Factors, corrected: PairTensors, full_gr
 
 
 def _pair(job: Job, steps: Mapping[str, StepMeasurement]) -> PairMeasurement:
-    factors = job.factors()
+    factors = job.present
     spectrum_A, spectrum_B = singular_values(factors.A), singular_values(factors.B)  # (e, r) each
     product = product_svd(factors.A, factors.B).S  # scaling changes neither rank
     return PairMeasurement(

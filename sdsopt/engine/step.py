@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,9 +13,13 @@ from torch.nn.utils import clip_grad_norm_
 
 from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
+from sdsopt.engine.batch import Batch
 from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
-from sdsopt.engine.job import Job, compute_roots
+from sdsopt.engine.job import Job
+from sdsopt.engine.many import copies, differences, flat, like, set_to_sums, shrunk
 from sdsopt.engine.recipe import Recipe
+from sdsopt.engine.roots import compute_roots
+from sdsopt.engine.stacks import stacks
 from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair
@@ -31,18 +35,24 @@ class _Target(NamedTuple):
     parameters: PairTensors
     before: PairTensors  # their values before the step, where these are still needed after it
 
-    def before_step(self, gradients: Mapping[Tensor, Tensor | None]) -> _Target:
-        """Keeps the values of those factors that are to step."""
-        stepping = PairTensors(*(None if p is None or gradients[p] is None else p for p in self.parameters))
-        return self._replace(parameters=stepping, before=stepping.map(torch.clone))
+
+def _before_step(targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
+    """Keeps the values of those factors that are to step."""
+    stepping = [
+        PairTensors(*(None if p is None or gradients[p] is None else p for p in target.parameters))
+        for target in targets
+    ]
+    before = like(stepping, copies(flat(stepping)))
+    return [_Target(target.job, *values) for target, *values in zip(targets, stepping, before, strict=True)]
 
 
 class StepEngine:
     """Corrects the gradients of pairs for the time of one step.
 
     Extra memory during a step: the corrected gradients, one copy of the LoRA parameters; with a correction that uses
-    updates or carries moments, a second copy; with `max_grad_norm`, a copy of the other gradients; and one pair at a
-    time in float64.
+    updates or carries moments, a second copy; with `max_grad_norm`, a copy of the other gradients. And what is computed
+    with at a time: a few megabytes on a CPU, a few hundred elsewhere, or one pair in float64 where the correction needs
+    it whole.
 
     Args:
         pairs: The pairs to correct.
@@ -55,6 +65,7 @@ class StepEngine:
         self.recipe = recipe
         self.max_grad_norm = max_grad_norm
         self._was_owned: set[tuple[int, str]] = set()
+        self._checked: dict[int, Hashable] = {}
 
     def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
         """Returns the pairs of which the groups hold a factor, and remembers these factors.
@@ -71,7 +82,7 @@ class StepEngine:
             if sides:
                 pair.check()
                 for _, side in sides:
-                    _require_unhooked(pair, side)
+                    _require_unhooked(pair, side, getattr(pair, side))
                 found.append(pair)
                 self._was_owned |= sides
         require_trackable(found, self.recipe, owned)
@@ -109,18 +120,19 @@ class StepEngine:
         with torch.no_grad(), without_autocast(device_types):
             compute_roots([target.job for target in targets], self.recipe)
             gradients: dict[Tensor, Tensor | None] = {}
-            for target in targets:
-                gradients.update(self._precondition(target))
+            for batch in self._batches(targets, groups):
+                gradients.update(self._precondition(batch))
             if correction.uses_updates or correction.carries_moments:
-                targets = [target.before_step(gradients) for target in targets]
+                targets = _before_step(targets, gradients)
 
-        with _gradients_replaced(gradients), self._clipped(param_groups):
+        with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
             yield len(targets)
+        gradients.clear()  # their memory is needed for the updates
 
         with torch.no_grad(), without_autocast(device_types):
             if correction.uses_updates:
-                for target in targets:
-                    self._postcondition(target, groups, decay_of)
+                for batch in self._batches(targets, groups):
+                    self._postcondition(batch, groups, decay_of)
             finish_step([(target.job, target.before) for target in targets], self.recipe, param_groups, moments_of)
 
     def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> list[_Target]:
@@ -132,9 +144,27 @@ class StepEngine:
                 B=B if self._is_target(index, "B", B, groups) else None,
             )
             if parameters.A is not None or parameters.B is not None:
-                pair.check()
+                self._check(index, A, B)
                 targets.append(_Target(Job(pair, A, B, step), parameters, PairTensors(None, None)))
+        if not targets:
+            self._require_ownership(groups)
         return targets
+
+    def _check(self, index: int, A: Parameter, B: Parameter) -> None:
+        """Checks a pair, unless its factors look as they did when they last passed."""
+        seen = type(A), A.shape, type(B), B.shape
+        if self._checked.get(index) != seen:
+            self.pairs[index].check()
+            self._checked[index] = seen
+
+    def _require_ownership(self, groups: Mapping[int, ParamGroup]) -> None:
+        owned = [id(getattr(self.pairs[index], side)) in groups for index, side in self._was_owned]
+        if owned and not any(owned):
+            raise StaleParametersError(
+                f"the optimizer no longer holds any of the {len(owned)} LoRA factors that it was built with. DeepSpeed "
+                "ZeRO puts flat parameters in their place: leave its optimizer bare, and call sdsopt.attach(model) "
+                "before deepspeed.initialize. Otherwise, build the optimizer again from the model's parameters."
+            )
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
         if parameter.grad is None:
@@ -153,40 +183,58 @@ class StepEngine:
                 f"the gradient of factor {side} of {pair.name} is {parameter.grad.layout}; only dense gradients can be "
                 "corrected. For an embedding, build it with sparse=False."
             )
-        _require_unhooked(pair, side)
+        _require_unhooked(pair, side, parameter)
         self._was_owned.add((index, side))
         return True
 
-    def _precondition(self, target: _Target) -> dict[Tensor, Tensor | None]:
+    def _batches(self, targets: Sequence[_Target], groups: Mapping[int, ParamGroup]) -> list[list[_Target]]:
+        """Groups the targets that a correction can be given together."""
+
+        def in_common(target: _Target) -> Hashable:
+            pair = target.job.pair
+            alone = None if pair.path_E is None else id(pair)  # a diagonal is one pair's
+            param_groups = (None if p is None else id(groups[id(p)]) for p in target.parameters)
+            return alone, pair.scaling, pair.blocks, *param_groups
+
+        return stacks(targets, lambda target: (target.job.A, target.job.B), in_common)
+
+    def _precondition(self, batch: Sequence[_Target]) -> dict[Tensor, Tensor | None]:
         """Returns the corrected gradients by parameter; None for one that shall not step."""
-        job = target.job
-        raw = target.parameters.map(lambda parameter: parameter.grad)
-        corrected = job.join(self.recipe.correction.precondition(job.factors(), job.split(raw)))
-        return {p: g for p, g in zip(target.parameters, corrected, strict=True) if p is not None}
+        raw = [target.parameters.map(lambda parameter: parameter.grad) for target in batch]
+        corrected = Batch([target.job for target in batch]).precondition(self.recipe.correction, raw)
+        return {
+            parameter: gradient
+            for target, both in zip(batch, corrected, strict=True)
+            for parameter, gradient in zip(target.parameters, both, strict=True)
+            if parameter is not None
+        }
 
     @contextmanager
-    def _clipped(self, param_groups: Sequence[ParamGroup]) -> Generator[None]:
+    def _clipped(self, param_groups: Sequence[ParamGroup], own: Mapping[Tensor, object]) -> Generator[None]:
         if self.max_grad_norm is None:
             yield
             return
         parameters = [p for group in param_groups for p in group["params"] if p.grad is not None]
-        # Copies, since clipping writes in place and the raw gradients shall come back.
-        with _gradients_replaced({parameter: parameter.grad.clone() for parameter in parameters}):
+        # Clipping writes in place: into copies, where the gradient is not our own and shall come back.
+        raw = [parameter for parameter in parameters if parameter not in own]
+        with _gradients_replaced({parameter: parameter.grad.clone() for parameter in raw}):
             clip_grad_norm_(parameters, self.max_grad_norm)
             yield
 
-    def _postcondition(self, target: _Target, groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
-        """Replaces the step that was taken by the one that the correction makes of it; the decay stays as it is."""
-        job, parameters, before = target
-        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in parameters))
-        decayed = parameters.map(lambda p, start: start * (1 - decay_of(groups[id(p)], p)), before)
-        updates = parameters.map(torch.sub, decayed)
-        mapped = job.join(self.recipe.correction.postcondition(job.factors(before), job.split(updates), rates))
-        parameters.map(lambda p, start, update: p.copy_(start + update), decayed, mapped)
+    def _postcondition(self, batch: Sequence[_Target], groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:
+        """Replaces the steps that were taken by those that the correction makes of them; the decay stays as it is."""
+        stepped, before = [target.parameters for target in batch], [target.before for target in batch]
+        parameters = flat(stepped)
+        decayed = shrunk(flat(before), [decay_of(groups[id(p)], p) for p in parameters])
+        updates = like(stepped, differences(parameters, decayed))
+        rates = LearningRates(*(None if p is None else groups[id(p)].get("lr") for p in stepped[0]))
+        stacked = Batch([target.job for target in batch], before)
+        mapped = flat(stacked.postcondition(self.recipe.correction, updates, rates))
+        set_to_sums(parameters, decayed, mapped)
 
 
-def _require_unhooked(pair: LoRAPair, side: str) -> None:
-    if is_hooked(getattr(pair, side)):
+def _require_unhooked(pair: LoRAPair, side: str, parameter: Parameter) -> None:
+    if is_hooked(parameter):
         raise DoubleCorrectionError(
             f"sdsopt.attach corrects the gradient of factor {side} of {pair.name} in backward, so SDSPreconditioner "
             "would correct it a second time. Use one of the two: remove() the handle, or leave the optimizer bare."

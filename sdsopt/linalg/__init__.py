@@ -1,25 +1,35 @@
 """Batched functions of r×r Gram matrices, inverse roots above all. Knows nothing of LoRA."""
 
+from sdsopt.linalg.auto import AutoInverseRoot
 from sdsopt.linalg.balance import balancing_transform
 from sdsopt.linalg.base import InverseRoot, RootResult, RootStatus
 from sdsopt.linalg.eigh import EighInverseRoot
+from sdsopt.linalg.native import use_native_products
+from sdsopt.linalg.newton_schulz import NewtonSchulzInverseRoot
 from sdsopt.linalg.polar import polar_factor
 from sdsopt.linalg.precision import accurate_dtype, without_autocast
+from sdsopt.linalg.products import gram, multiply_left, multiply_right
 from sdsopt.linalg.registry import available_inverse_roots, make_inverse_root
 from sdsopt.linalg.svd import SVDInverseRoot
 from sdsopt.linalg.sylvester import solve_sylvester
 
 __all__ = [
+    "AutoInverseRoot",
     "EighInverseRoot",
     "InverseRoot",
+    "NewtonSchulzInverseRoot",
     "RootResult",
     "RootStatus",
     "SVDInverseRoot",
     "accurate_dtype",
     "available_inverse_roots",
     "balancing_transform",
+    "gram",
     "make_inverse_root",
+    "multiply_left",
+    "multiply_right",
     "polar_factor",
     "solve_sylvester",
+    "use_native_products",
     "without_autocast",
 ]

@@ -19,6 +19,8 @@ class RootStatus(IntEnum):
     """The matrix is zero: its root is defined as the identity."""
     NON_FINITE = 2
     """The matrix holds NaN or infinity: its root is filled with NaN."""
+    FALLBACK = 3
+    """The method failed on the matrix: its root is a multiple of the identity."""
 
 
 class RootResult(NamedTuple):
@@ -47,11 +49,10 @@ class InverseRoot(ABC):
         """Reduces tall factors to what `compute` needs of them.
 
         Args:
-            factor: (..., d, r), floating point; best in `accurate_dtype`, since the Gram matrix squares the
-                condition number.
+            factor: (..., d, r), of any floating-point dtype.
 
         Returns:
-            (..., r, r) of the same dtype.
+            (..., r, r) in `accurate_dtype`: the Gram matrix squares the condition number.
         """
 
     @abstractmethod

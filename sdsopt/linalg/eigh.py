@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdsopt.linalg.base import InverseRoot, RootResult
+from sdsopt.linalg.products import gram
 from sdsopt.linalg.spectrum import replace_non_finite, roots_from_spectrum
 
 
@@ -24,7 +25,7 @@ class EighInverseRoot(InverseRoot):
 
     def reduce(self, factor: Tensor) -> Tensor:
         """Forms the Gram matrix XᵀX, (..., d, r) → (..., r, r)."""
-        return factor.mT @ factor
+        return gram(factor)
 
     def compute(self, reduced: Tensor, exponents: Sequence[float], damping: float) -> RootResult:
         """Decomposes Gram matrices (k, r, r); see `InverseRoot.compute`."""

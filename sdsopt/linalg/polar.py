@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sdsopt.linalg.eigh import EighInverseRoot
+from sdsopt.linalg.products import multiply_right
 
 
 def polar_factor(matrices: Tensor, damping: float) -> Tensor:
@@ -16,12 +17,12 @@ def polar_factor(matrices: Tensor, damping: float) -> Tensor:
     Cost: 2·d·r² for the products and about 9·r³ for the decomposition. Never raises on non-finite input.
 
     Args:
-        matrices: (k, d, r), best in `accurate_dtype`. Wide ones (d < r) cost more than their transposes.
+        matrices: (k, d, r). Wide ones (d < r) cost more than their transposes.
         damping: Relative damping δ ≥ 0.
 
     Returns:
-        (k, d, r). A non-finite matrix gives NaN.
+        (k, d, r) of the same dtype. A non-finite matrix gives NaN.
     """
     root = EighInverseRoot()
     [inverse_roots], _ = root.compute(root.reduce(matrices), (0.5,), damping)
-    return matrices @ inverse_roots
+    return multiply_right(matrices, inverse_roots)

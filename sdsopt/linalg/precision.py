@@ -22,9 +22,9 @@ def accurate_dtype(device: torch.device) -> torch.dtype:
 @contextmanager
 def without_autocast(device_types: set[str]) -> Generator[None]:
     """Turns autocast off on these kinds of device, so that no product is silently rounded to bfloat16."""
-    if not device_types:
+    rest = {device_type for device_type in device_types if torch.amp.is_autocast_available(device_type)}
+    if not rest:
         yield
         return
-    rest = set(device_types)
     with torch.autocast(rest.pop(), enabled=False), without_autocast(rest):
         yield

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from sdsopt.linalg.auto import AutoInverseRoot
 from sdsopt.linalg.base import InverseRoot
 from sdsopt.linalg.eigh import EighInverseRoot
+from sdsopt.linalg.newton_schulz import NewtonSchulzInverseRoot
 from sdsopt.linalg.svd import SVDInverseRoot
 
 _METHODS: dict[str, type[InverseRoot]] = {
+    "auto": AutoInverseRoot,
     "eigh": EighInverseRoot,
     "svd": SVDInverseRoot,
+    "newton_schulz": NewtonSchulzInverseRoot,
 }
 
 

@@ -21,7 +21,7 @@ def replace_non_finite(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """
     finite = matrices.isfinite().flatten(1).all(1)  # (k,)
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    return torch.where(finite[:, None, None], matrices, identity), finite
+    return torch.where(finite.view(-1, 1, 1), matrices, identity), finite
 
 
 def roots_from_spectrum(
@@ -52,7 +52,7 @@ def roots_from_spectrum(
     for exponent in exponents:
         root = (vectors * damped.pow(-exponent)[:, None, :]) @ vectors.mT  # (k, r, r)
         root = torch.where(zero[:, :, None], identity, root)
-        roots.append(root.masked_fill(~finite[:, None, None], torch.nan))
+        roots.append(root.masked_fill(~finite.view(-1, 1, 1), torch.nan))
 
     status = zero.squeeze(-1).to(torch.uint8) * RootStatus.ZERO.value
     return RootResult(tuple(roots), status.masked_fill(~finite, RootStatus.NON_FINITE.value))

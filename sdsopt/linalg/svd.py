@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sdsopt.linalg.base import InverseRoot, RootResult
+from sdsopt.linalg.precision import accurate_dtype
 from sdsopt.linalg.spectrum import replace_non_finite, roots_from_spectrum
 
 
@@ -25,6 +26,7 @@ class SVDInverseRoot(InverseRoot):
 
     def reduce(self, factor: Tensor) -> Tensor:
         """Reduces X to the triangular factor of its QR decomposition, (..., d, r) → (..., r, r)."""
+        factor = factor.to(accurate_dtype(factor.device))
         # LAPACK leaves QR of NaN undefined, so such factors are decomposed as zero and marked afterwards.
         finite = factor.isfinite().flatten(-2).all(-1)[..., None, None]
         triangular = torch.linalg.qr(torch.where(finite, factor, torch.zeros_like(factor)), mode="r").R

@@ -95,7 +95,12 @@ class Groups(_BlockMajorA):
     def shape_B(self, shape: tuple[int, ...]) -> Shape3:
         return self.groups, shape[0] // self.groups, prod(shape[1:])
 
+    def split_A(self, tensor: Tensor) -> Tensor:
+        return tensor.unsqueeze(0) if self.groups == 1 and tensor.ndim == 2 else super().split_A(tensor)
+
     def split_B(self, tensor: Tensor) -> Tensor:
+        if self.groups == 1 and tensor.ndim == 2:  # nearly always, and at every step
+            return tensor.unsqueeze(0)
         return tensor.reshape(self.shape_B(tensor.shape))  # (e, m, r)
 
     def join_B(self, blocks: Tensor, shape: tuple[int, ...]) -> Tensor:

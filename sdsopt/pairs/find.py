@@ -30,6 +30,9 @@ LAYOUTS: list[Layout] = [
 ]
 
 
+_LEAF_NAMES = {"weight", "bias"}
+
+
 def register_layout(layout: Layout) -> None:
     """Makes `find_pairs` know LoRA layers of your own. Layouts that were registered last are asked first.
 
@@ -97,17 +100,29 @@ def require_pairs(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
         raise TypeError(f"model must be an nn.Module or an iterable of LoRAPair; it yielded {type(strangers[0])}")
     if not pairs:
         raise NoPairsError("an empty collection of LoRA pairs was given; there is nothing to correct")
-    return pairs
+    return list({pair.address: pair for pair in pairs}.values())  # each once: a step must not be mapped twice
 
 
 def _inspect(model: nn.Module) -> Iterator[LoRAPair | Skipped]:
     modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())  # torch leaves it untyped
     for name, module in modules:
+        if _is_plain_leaf(module):
+            continue
         for layout in LAYOUTS:
             items = list(layout.inspect(name, module))
             if items:
                 yield from items
                 break
+
+
+def _is_plain_leaf(module: nn.Module) -> bool:
+    """Tells whether a module is one of torch's own that holds a weight at most: most of a model's modules are."""
+    own = vars(module)
+    return (
+        not own["_modules"]
+        and own["_parameters"].keys() <= _LEAF_NAMES
+        and type(module).__module__.startswith("torch.nn.modules.")
+    )
 
 
 def _why_left_out(pair: LoRAPair, include_frozen: bool) -> str | None:

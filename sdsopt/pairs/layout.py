@@ -33,5 +33,6 @@ class Layout(ABC):
 
         Args:
             name: The module's path in the model; empty for the model itself.
-            module: Any module of the model. Nothing is yielded for one that this layout does not know.
+            module: Any module of the model, except torch's own with no more than a weight and a bias. Nothing is
+                yielded for one that this layout does not know.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from operator import attrgetter
 
 from torch import Tensor, nn
 
@@ -38,6 +38,11 @@ class LoRAPair:
     blocks: BlockView
     read_scaling: Callable[[nn.Module], float]
     path_E: str | None = None
+
+    @property
+    def address(self) -> tuple[int, str, str]:
+        """What two pairs have in common if they are one and the same: the module's `id`, and both paths."""
+        return id(self.module), self.path_A, self.path_B
 
     @property
     def A(self) -> nn.Parameter:
@@ -142,7 +147,7 @@ class LoRAPair:
 
     def _resolve(self, side: str, path: str) -> nn.Parameter:
         try:
-            found: object = reduce(getattr, path.split("."), self.module)
+            found: object = attrgetter(path)(self.module)
         except AttributeError:
             found = None
         if not isinstance(found, nn.Parameter):

@@ -1,0 +1,79 @@
+"""Pairs of one shape, stacked: a correction computes with them as with one pair of more blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdsopt.corrections import Correction, Factors, LearningRates, PairTensors
+from sdsopt.engine.job import Job
+
+
+class Batch:
+    """One job, or several whose factors have the same shapes, dtypes, device, scaling and gradients.
+
+    Args:
+        jobs: The jobs.
+        before: The values of their factors before a step, where these are not the present ones any more.
+    """
+
+    def __init__(self, jobs: Sequence[Job], before: Sequence[PairTensors] | None = None) -> None:
+        self._jobs = jobs
+        self._before = before
+
+    def precondition(self, correction: Correction, gradients: Sequence[PairTensors]) -> list[PairTensors]:
+        """Returns each job's corrected gradients, as tensors of their own; None for a factor that shall not step."""
+        given = self._split(correction, gradients)
+        corrected = correction.precondition(self._factors(), given)
+        # The identity may hand back what it was given, and an optimizer may write into its gradients.
+        own = PairTensors(
+            *(t.clone() if t is not None and t is g else t for t, g in zip(corrected, given, strict=True))
+        )
+        return self._join(own)
+
+    def postcondition(
+        self, correction: Correction, updates: Sequence[PairTensors], rates: LearningRates
+    ) -> list[PairTensors]:
+        """Returns the steps that the correction makes of each job's."""
+        return self._join(correction.postcondition(self._factors(), self._split(correction, updates), rates))
+
+    def _split(self, correction: Correction, tensors: Sequence[PairTensors]) -> PairTensors:
+        """Stacks tensors of the parameters' shapes to (e, r, n) and (e, m, r), in the dtype the correction takes."""
+        blocks = [job.split(tensors_of_one) for job, tensors_of_one in zip(self._jobs, tensors, strict=True)]
+        stacked = PairTensors(_stack([one.A for one in blocks]), _stack([one.B for one in blocks]))
+        return stacked if correction.keeps_dtype else stacked.map(lambda tensor: tensor.to(self._jobs[0].dtype))
+
+    def _join(self, blocks: PairTensors) -> list[PairTensors]:
+        parts = zip(self._parts(blocks.A), self._parts(blocks.B), strict=True)
+        return [job.join(PairTensors(*part)) for job, part in zip(self._jobs, parts, strict=True)]
+
+    def _factors(self) -> Factors:
+        if self._before is None:
+            each = [job.present for job in self._jobs]
+        else:
+            each = [job.factors(before) for job, before in zip(self._jobs, self._before, strict=True)]
+        if len(each) == 1:
+            return each[0]
+        return Factors(
+            stored_A=torch.cat([one.stored_A for one in each]),
+            stored_B=torch.cat([one.stored_B for one in each]),
+            scaling=each[0].scaling,
+            dtype=each[0].dtype,
+            roots_A={p: torch.cat([one.roots_A[p] for one in each]) for p in each[0].roots_A},
+            roots_B={p: torch.cat([one.roots_B[p] for one in each]) for p in each[0].roots_B},
+            step=each[0].step,
+        )
+
+    def _parts(self, stacked: Tensor | None) -> Sequence[Tensor | None]:
+        if stacked is None:
+            return [None] * len(self._jobs)
+        return [stacked] if len(self._jobs) == 1 else stacked.split(len(stacked) // len(self._jobs))
+
+
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    if len(present) <= 1:
+        return present[0] if present else None
+    return torch.cat(present)
