@@ -10,8 +10,7 @@ from torch.optim import ASGD, Optimizer
 
 from sdsopt.corrections import Correction
 from sdsopt.errors import UnsupportedOptimizerError
-from sdsopt.nesting import nested
-from sdsopt.pairs import LoRAPair
+from sdsopt.nesting import built_by, nested
 from sdsopt.weight_decay import require_separable_decay
 
 _DIFFERENTIATES = "differentiates the gradients a second time, and corrected ones have no graph; use AdamW or SGD"
@@ -46,6 +45,8 @@ _REFUSED = {
     "CPUOffloadOptimizer": _IN_BACKWARD,
 }
 
+_ZERO = "ZeroRedundancyOptimizer"  # torch's
+
 # Besides following the gradients, these draw the weights towards a stored copy, an average or a norm, or keep an
 # average of what they took the weights to be. torch's ASGD is one more; pytorch_optimizer's is another method.
 _OWN_PULL = {
@@ -60,6 +61,11 @@ def require_usable(optimizer: Optimizer) -> None:
     Raises:
         UnsupportedOptimizerError: It is one of these, or no optimizer.
     """
+    if built_by(_ZERO):
+        raise UnsupportedOptimizerError(
+            f"{_ZERO} gives the optimizer that it builds a share of the parameters, so one factor of a pair may be "
+            "here and the other elsewhere. Wrap that one instead: SDSPreconditioner(ZeroRedundancyOptimizer(…), model)"
+        )
     if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UnsupportedOptimizerError(
             f"expected a torch.optim.Optimizer instance as first argument, got {optimizer!r}; "
@@ -72,31 +78,6 @@ def require_usable(optimizer: Optimizer) -> None:
         raise UnsupportedOptimizerError(
             f"{type(optimizer).__name__} has no param_groups, which every torch.optim.Optimizer must have; "
             "wrap the optimizer that is inside it"
-        )
-
-
-def require_partners(parted: Sequence[LoRAPair], correction: Correction, max_grad_norm: float | None) -> None:
-    """Refuses what must see both gradients of a pair, where another optimizer or process holds one of them.
-
-    Args:
-        parted: The pairs of which it does.
-        correction: The correction.
-        max_grad_norm: The norm to clip to.
-
-    Raises:
-        UnsupportedOptimizerError: There are such pairs, and both gradients are needed.
-    """
-    if max_grad_norm is not None:
-        why = "max_grad_norm clips by the norm of its own part"
-    elif not correction.linear_per_factor and correction.precondition_rows() is None:
-        why = f"{correction} needs both gradients"
-    else:
-        return
-    if parted:
-        raise UnsupportedOptimizerError(
-            f"the optimizer holds one of the two trained factors of {parted[0].name} and {len(parted) - 1} other LoRA "
-            f"pairs, and {why}. Give it both; with ZeroRedundancyOptimizer, wrap that one: "
-            "SDSPreconditioner(ZeroRedundancyOptimizer(…), model)."
         )
 
 

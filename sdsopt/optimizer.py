@@ -17,7 +17,7 @@ from sdsopt.bypass import BypassWatch
 from sdsopt.corrections import Correction, make_correction
 from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
 from sdsopt.errors import NoPairsError
-from sdsopt.inner import require_mappable, require_partners, require_usable
+from sdsopt.inner import require_mappable, require_usable
 from sdsopt.linalg import InverseRoot
 from sdsopt.moments import moments_of, require_known_moments, require_moments
 from sdsopt.pairs import LoRAPair, require_pairs
@@ -91,8 +91,8 @@ class SDSPreconditioner(Optimizer):
             (SophiaH), takes sparse gradients only (SparseAdam), corrects LoRA gradients itself, or is no
             `torch.optim.Optimizer`; or the correction maps the optimizer's step, and this holds more than can be told
             apart (schedule-free ones, Prodigy with weight decay), or the correction needs a learning rate and the
-            optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps; or it holds
-            one factor of a pair where both are needed, for `max_grad_norm` or by the correction.
+            optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps; or torch's
+            ZeroRedundancyOptimizer builds this one, instead of being wrapped by it.
         ValueError: `damping` is negative or not finite, `max_grad_norm` or `rebalance_every` is not positive, or
             `inverse_root`, `rescale` or `transport` is unknown.
     """
@@ -125,7 +125,6 @@ class SDSPreconditioner(Optimizer):
             require_moments(optimizer)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
-        require_partners(engine.parted_pairs(optimizer.param_groups), recipe.correction, max_grad_norm)
         self._adopt(optimizer, engine)
 
     def _adopt(self, inner: Optimizer, engine: StepEngine) -> None:
@@ -179,7 +178,7 @@ class SDSPreconditioner(Optimizer):
         Returns:
             The closure's loss, if there is a closure.
         """
-        self._watch.count()
+        self._watch.has_stepped = True
         loss = None
         if closure is not None:
             with torch.enable_grad():

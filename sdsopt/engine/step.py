@@ -92,14 +92,6 @@ class StepEngine:
         require_trackable(found, self.recipe, owned)
         return found
 
-    def parted_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
-        """Returns the pairs of which the groups hold one factor, while the other is trained elsewhere."""
-        owned = {id(parameter) for group in param_groups for parameter in group["params"]}
-        both = ((pair, pair.A, pair.B) for pair in self.pairs)
-        return [
-            pair for pair, A, B in both if A.requires_grad and B.requires_grad and (id(A) in owned) != (id(B) in owned)
-        ]
-
     def any_gradient(self, param_groups: Iterable[ParamGroup]) -> bool:
         """Tells whether any parameter of the groups has a gradient."""
         return any(parameter.grad is not None for group in param_groups for parameter in group["params"])

@@ -35,6 +35,7 @@ class ForwardReader:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._reduced: dict[tuple[LoRAPair, str], Tensor] = {}
+        self._old: set[tuple[LoRAPair, str]] = set()
 
     def watch(self, pair: LoRAPair) -> list[Callable[[], None]]:
         """Reads a pair's factors from now on.
@@ -65,7 +66,8 @@ class ForwardReader:
 
     def forget(self) -> None:
         """Makes the next forward pass read the factors anew."""
-        self._reduced.clear()
+        # Until then those of the last one serve: they are of the weights that its backward pass goes through.
+        self._old.update(self._reduced)
 
     def _found(self, pair: LoRAPair, side: str) -> Tensor:
         found = self._reduced.get((pair, side))
@@ -81,8 +83,10 @@ class ForwardReader:
         def read(module: nn.Module, arguments: Any) -> None:
             del module, arguments
             factor: Parameter = getattr(pair, side)
-            if factor.numel() and (pair, side) not in self._reduced:
-                self._reduced[pair, side] = self._reduce(pair, side, factor.detach())
+            key = pair, side
+            if factor.numel() and (key in self._old or key not in self._reduced):
+                self._reduced[key] = self._reduce(pair, side, factor.detach())
+                self._old.discard(key)
 
         # DeepSpeed's own hook, which gathers, was registered before and so runs before.
         return _layer_at(pair.module, path).register_forward_pre_hook(read).remove

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 import sdsopt
-from bodies.common import Case, State, inner_of, network, optimizer_of, train, whole
-from sdsopt.corrections import Correction, Factors, PairTensors
-
-
-@dataclass(frozen=True)
-class NeedsBoth(Correction):
-    """Adds to each gradient a number that depends on the other one."""
-
-    def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
-        assert gradients.A is not None
-        assert gradients.B is not None
-        return PairTensors(gradients.A + gradients.B.mean(), gradients.B + gradients.A.mean())
+from bodies.common import Case, State, error_of, inner_of, network, optimizer_of, train, whole
 
 
 def training(case: Case) -> State:
@@ -50,17 +35,14 @@ def around_zero(case: Case) -> State:
     return whole(model)
 
 
-def inside_zero(case: Case) -> State | str:
-    """The other way round; returns the error, if there is one."""
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns of torch.jit
+def inside_zero(case: Case) -> str:
+    """The other way round; returns the error."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    model: Any = network(case)
-    parallel: nn.Module = DistributedDataParallel(model)
+    model = network(case)
     sdsopt.link(model)
-    try:
-        options = {"correction": case.correction, **dict(case.options)}
-        outer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=sdsopt.SDSAdamW, lr=0.01, **options)
-        train(parallel, outer, case)
-    except sdsopt.errors.SDSOptError as error:
-        return f"{type(error).__name__}: {error}"
-    return whole(model)
+    return error_of(
+        lambda: ZeroRedundancyOptimizer(
+            model.parameters(), optimizer_class=sdsopt.SDSAdamW, lr=0.01, correction=case.correction
+        )
+    )

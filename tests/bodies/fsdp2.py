@@ -72,8 +72,12 @@ def corrections(case: Case) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     optimizer = SDSPreconditioner(recorder, model, case.correction or "lora")
     model(share(batch(0, case.dtype))).float().square().mean().backward()
     raw = gathered({name: p.grad for name, p in model.named_parameters()})
+    recorder.register_step_post_hook(lambda *_: [p.grad.zero_() for p in model.parameters() if p.grad is not None])
     optimizer.step()
     seen = gathered({name: recorder.seen[p] for name, p in model.named_parameters()})
+    for name, gradient in gathered({name: p.grad for name, p in model.named_parameters()}).items():
+        # What the inner optimizer writes into the gradients of factors is not written into the raw ones.
+        assert torch.equal(gradient, raw[name]) == ("lora" in name), name
     values = gathered(dict(model.named_parameters()))
     return {name: (values[name], raw[name], seen[name]) for name in values if "lora" in name}
 

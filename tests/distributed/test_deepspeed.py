@@ -64,3 +64,24 @@ def test_flat_parameters_in_place_of_the_factors_are_noticed() -> None:
     with pytest.raises(StaleParametersError, match=r"sdsopt.attach\(model\) after deepspeed.initialize"):
         optimizer.step()
     assert torch.equal(flat, before)
+
+
+class Outer(torch.optim.Optimizer):
+    """Steps the one that it is given, whose param groups are its own, as Lookahead does."""
+
+    def __init__(self, inside: torch.optim.Optimizer) -> None:
+        self.inside = inside
+        super().__init__(inside.param_groups, {})
+
+    def step(self, closure: object = None) -> None:  # pyright: ignore
+        self.inside.step()
+
+
+def test_optimizers_that_step_the_wrapper_or_are_inside_it_do_not_replace_it() -> None:
+    network = Network()
+    sgd = torch.optim.SGD(network.parameters(), lr=0.05)
+    optimizer = Outer(Outer(SDSPreconditioner(Outer(Outer(sgd)), network)))
+    sgd_alone = torch.optim.SGD(network.parameters(), lr=0.05)
+    for each in (optimizer, optimizer, sgd_alone):
+        network.loss().backward()
+        each.step()
