@@ -35,6 +35,7 @@ class ProcessPool:
         self._setup = setup or join
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def run(self, body: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Returns what `body(*arguments)` returns in each process, by rank.
@@ -76,6 +77,8 @@ class ProcessPool:
             if process.is_alive():
                 process.terminate()
         self._processes, self._pipes = [], []
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def _fail(self, message: str) -> None:
         for process in self._processes:
@@ -85,10 +88,10 @@ class ProcessPool:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        folder = tempfile.mkdtemp(prefix="sdsopt-store-")
+        self._folder = tempfile.TemporaryDirectory(prefix="sdsopt-store-")
         for rank in range(self.size):
             ours, theirs = context.Pipe()
-            arguments = (rank, self.size, folder, theirs, self._setup)
+            arguments = (rank, self.size, self._folder.name, theirs, self._setup)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()

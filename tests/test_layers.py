@@ -103,6 +103,11 @@ def test_one_file_touches_gradients() -> None:
     assert users == {"engine"}
 
 
+def test_one_part_communicates() -> None:
+    users = {part_of(file) for file in FILES for name in imports(file) if name.startswith("torch.distributed")}
+    assert users == {"sharding", "placements"}  # the second for a type
+
+
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
