@@ -18,6 +18,8 @@ from torch import multiprocessing
 # How long a collective waits for another process, and how long a test waits for a body.
 COLLECTIVE_SECONDS = 60.0
 BODY_SECONDS = 150.0
+# After one process failed: how long the others may still tell why.
+LINGER_SECONDS = 2.0
 
 
 class ProcessPool:
@@ -49,20 +51,28 @@ class ProcessPool:
             pipe.send((body, arguments))
         waiting = dict(zip(self._pipes, range(self.size), strict=True))
         results: dict[int, Any] = {}
+        failures: list[str] = []
         while waiting:
-            ready = wait(list(waiting), timeout=BODY_SECONDS)
+            # A process that lost its partner can report before the partner's end is seen.
+            ready = wait(list(waiting), timeout=LINGER_SECONDS if failures else BODY_SECONDS)
             if not ready:
-                self._fail(f"process(es) {sorted(waiting.values())} did not end in {BODY_SECONDS:.0f} s")
+                if not failures:
+                    failures.append(f"process(es) {sorted(waiting.values())} did not end in {BODY_SECONDS:.0f} s")
+                break
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 rank = waiting.pop(pipe)
                 try:
                     error, payload = pipe.recv()
                 except (EOFError, ConnectionError):
-                    self._fail(f"process {rank} died")
+                    failures.append(f"process {rank} died")
+                    continue
                 if error is not None:
-                    self._fail(f"process {rank}:\n{error}")
+                    failures.append(f"process {rank}:\n{error}")
+                    continue
                 results[rank] = torch.load(io.BytesIO(payload), weights_only=False)
+        if failures:
+            self._fail("\n".join(failures))
         return [results[rank] for rank in range(self.size)]
 
     def close(self) -> None:

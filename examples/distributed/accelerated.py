@@ -43,6 +43,8 @@ def main(steps: int = 20) -> None:
         if step in (0, steps - 1):
             kind = accelerator.distributed_type.value
             accelerator.print(f"{accelerator.num_processes} processes, {kind}, step {step:3}  loss {loss.item():.3f}")
+    # The model first: DDP's reducer must not outlive the process group, or leaving it can hang.
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
 
