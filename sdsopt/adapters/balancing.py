@@ -74,14 +74,21 @@ def is_block_diagonal(B: Tensor) -> bool:
     return False
 
 
-def rounding_bound(singular_values: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> float:
-    """Returns by how much rounding balanced factors to these dtypes can change their product, relative to its norm.
+def rounding_bound(A: Tensor, B: Tensor, singular_values: Tensor) -> float:
+    """Returns by how much rounding balanced factors can change the product of two factors, relative to its norm.
 
-    With unit roundoff u, ‖fl(B)·fl(A) − B·A‖_F ≤ (2u + u²)·√(σmax·Σσ) ≤ (2u + u²)·r^(1/4)·‖B·A‖_F, as long as no
-    element underflows.
+    With unit roundoff u, ‖fl(B')·fl(A') − B·A‖_F ≤ (2u + u²)·√(σmax·Σσ) ≤ (2u + u²)·r^(1/4)·‖B·A‖_F, as long as no
+    element underflows. The decomposition, in float64, adds errors relative to ‖B‖_F·‖A‖_F, which is more than the
+    product where most of the two cancels.
+
+    Args:
+        A: (e, r, n), in the dtype to round to.
+        B: (e, m, r), likewise.
+        singular_values: Those of each B·A, (e, k).
     """
-    roundoff = max(torch.finfo(dtype).eps / 2 for dtype in dtypes)
+    roundoff = max(torch.finfo(factor.dtype).eps / 2 for factor in (A, B))
     rank = singular_values.shape[-1]
-    # The decomposition itself is exact to about this.
-    own = 100 * rank * torch.finfo(torch.float64).eps
+    size = singular_values.norm().item()
+    lengths = A.double().norm(dim=(1, 2)) * B.double().norm(dim=(1, 2))  # (e,)
+    own = 100 * rank * torch.finfo(torch.float64).eps * (lengths.norm().item() / size if size else 1.0)
     return (2 * roundoff + roundoff**2) * rank**0.25 + own

@@ -163,7 +163,7 @@ def _balance(
     balanced = method(A, B)
     new_A, new_B = balanced.A.to(A.dtype), balanced.B.to(B.dtype)
     error = relative_change(A, B, new_A, new_B)
-    if not error <= rounding_bound(balanced.singular_values, (A.dtype, B.dtype)):
+    if not error <= rounding_bound(A, B, balanced.singular_values):
         raise AdapterError(
             f"{where}: balanced factors are out of the range of {str(A.dtype).removeprefix('torch.')}, which would "
             f"change ΔW by {error:.1%}; convert the adapter to float32 first"
