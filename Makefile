@@ -13,6 +13,8 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## Install, and run the main job: sdsopt compare (about 4 minutes on 2 cores)
 	$(BIN)/sdsopt compare
 
+# The tensors of the tests are small, and several threads for them only wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.test  ## Install, and run the tests with coverage
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest --cov --cov-report=
