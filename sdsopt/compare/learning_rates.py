@@ -11,6 +11,8 @@ _LOWEST = {
     ("adamw", "sds"): 1e-3,
     ("adamw", "sds-split"): 5e-4,
     ("adamw", "scaled"): 1e-3,
+    ("adamw", "lora-rite"): 5e-4,
+    ("adamw", "lora-rite-matrix"): 5e-4,
     ("adamw", "lora-fa"): 4e-3,
     ("adamw", "lora-muon"): 1e-2,
     ("sgd", "full"): 4e-3,
@@ -20,6 +22,8 @@ _LOWEST = {
     ("sgd", "scaled"): 1e-4,
     ("sgd", "lora-pro"): 1e-4,
     ("sgd", "reflora"): 8e-3,
+    ("sgd", "lora-rite"): 1e-3,
+    ("sgd", "lora-rite-matrix"): 5e-5,
     ("sgd", "lora-fa"): 2e-2,
     ("sgd", "lora-muon"): 1e-2,
 }
