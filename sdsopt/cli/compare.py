@@ -55,7 +55,9 @@ def add_parser(subparsers: Any) -> None:
         default="digits",
         help="digits (default), language, minilm, factorization, sensing, or your own as package.module:Task",
     )
-    parser.add_argument("--corrections", type=listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
+    parser.add_argument(
+        "--corrections", type=listed(str), metavar="NAMES", help="such as lora,sds,sds-paper (default: four)"
+    )
     parser.add_argument("--no-full", dest="full", action="store_false", help="leave out full fine-tuning")
     parser.add_argument("--inner", type=listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
     parser.add_argument(
