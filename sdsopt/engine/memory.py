@@ -41,7 +41,8 @@ def keep(jobs: Iterable[Job], state: State, *, moved: bool) -> None:
             for name, tensor in memory.items():
                 if moved:
                     # Loading a state dict rounds to the parameter's dtype, so a resumed run would differ by another.
-                    state[parameter][_PREFIX + name] = tensor.to(parameter.dtype)
+                    # A copy, since it may be part of a stack.
+                    state[parameter][_PREFIX + name] = tensor.to(parameter.dtype, copy=True)
                 else:
                     state[parameter].setdefault(_PREFIX + name, torch.zeros_like(tensor, dtype=parameter.dtype))
 

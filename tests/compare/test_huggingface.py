@@ -16,7 +16,7 @@ from torch import nn
 from sdsopt import find_pairs
 from sdsopt.cli import main
 from sdsopt.compare import CausalLMTask, ClassificationTask
-from sdsopt.compare.tasks.prepared import prepared
+from sdsopt.compare.tasks.prepared import in_memory, prepared
 from tiny_models import DECODER, HIDDEN
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "is", "and"]
@@ -29,7 +29,7 @@ SWEEP = [*SMALL, "--inner", "adamw", "--corrections", "lora,sds", "--jobs", "1"]
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
-    prepared.cache_clear()
+    in_memory.cache_clear()
 
 
 def save_tokenizer(folder: Path, words: list[str] = WORDS) -> None:
@@ -191,6 +191,10 @@ def test_results_belong_to_contents_not_to_places(tmp_path: Path) -> None:
     before = here.fingerprint
     Path(here.data).write_text("red and green")
     assert here.fingerprint != before
+    Path(here.data).write_text("red and green is blue " * 60)
+    before_edit = prepared(here)["train_tokens"]
+    Path(here.data).write_text("one and two is three " * 60)
+    assert not torch.equal(prepared(here)["train_tokens"], before_edit)  # also in the process that read the old ones
 
 
 def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: str, code: int = 1) -> str:
