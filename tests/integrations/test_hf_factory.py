@@ -123,10 +123,12 @@ def test_options_reach_the_wrapper(option: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"transport": "moments"}, {"rebalance_every": 2}], ids=lambda option: next(iter(option))
+    "option",
+    [{"transport": "moments"}, {"rebalance_every": 2}, {"correction": "lora-rite-matrix"}],
+    ids=lambda option: next(iter(option)),
 )
 def test_what_happens_between_steps_happens_in_a_trainer(option: dict[str, Any], tmp_path: Path) -> None:
-    """And goes on from its checkpoint, where the moments and the count of the steps are."""
+    """And goes on from its checkpoint, where the moments, the count of the steps and what was remembered are."""
 
     def factory(**options: Any) -> Plug:
         return lambda model, args: {
