@@ -54,6 +54,13 @@ class UnsupportedOptimizerError(SDSOptError, TypeError):
     """The inner optimizer cannot be given corrected gradients."""
 
 
+class TaskError(SDSOptError, ValueError):
+    """A comparison cannot use the model or the data that it was given."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it quotes what files hold
+
+
 class UnknownCorrectionError(SDSOptError, ValueError):
     """No correction of that name is registered."""
 

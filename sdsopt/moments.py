@@ -47,11 +47,12 @@ def require_known_moments(optimizer: Optimizer) -> None:
         UnsupportedOptimizerError: It is one of these.
     """
     if not any(cls.__name__ in _KNOWN.get(cls.__module__.partition(".")[0], ()) for cls in type(optimizer).__mro__):
+        name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
         raise UnsupportedOptimizerError(
-            f"carrying moments to another basis (transport, rebalance_every, altlora) needs to know what an optimizer "
-            f"remembers, and {type(optimizer).__module__}.{type(optimizer).__name__} is not among those known: "
+            "carrying moments to another basis (transport, rebalance_every, altlora, lora-rite) needs to know what an "
+            f"optimizer remembers, and {name} is not among those known: "
             + ", ".join(f"{package}'s {', '.join(sorted(names))}" for package, names in _KNOWN.items())
-            + ". Take one of these, or leave it out: transport=None, AltLoRA(project_momentum=False)"
+            + ". Take one of these, or leave it out: transport=None, AltLoRA(project_momentum=False), sds-split"
         )
 
 

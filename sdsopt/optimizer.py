@@ -185,7 +185,7 @@ class SDSPreconditioner(Optimizer):
                 loss = closure()
         decay_of = functools.partial(decoupled_decay, self._inner)
         known_moments = functools.partial(moments_of, self._inner)
-        with self._engine.corrected(self.param_groups, decay_of, known_moments) as corrected:
+        with self._engine.corrected(self.param_groups, decay_of, known_moments, self.state) as corrected:
             if not corrected:
                 self._warn_no_gradient()
             self._inner.step()

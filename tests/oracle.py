@@ -73,3 +73,36 @@ def muon_step(
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """In the Frobenius norm."""
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+class Rite:
+    """LoRA-RITE's algorithm for one factor X (d, r) of Z = X·Yᵀ, with QR for the paper's polar decomposition.
+
+    Averages are bias-corrected as in its published code. No damping.
+    """
+
+    def __init__(self, beta1: float, beta2: float) -> None:
+        self.betas = beta1, beta2
+        self.steps = 0
+        self.basis = self.V = self.M = None
+        self.rho = 0.0
+
+    def step(self, Y: Tensor, gradient: Tensor) -> Tensor:
+        """Returns the direction of X's step, from the partner Y (k, r) and ∂L/∂X (d, r)."""
+        self.steps += 1
+        beta1, beta2 = (b * (1 - b ** (self.steps - 1)) / (1 - b**self.steps) for b in self.betas)
+        U, R = torch.linalg.qr(Y.double())
+        unmagnified = gradient.double() @ torch.linalg.inv(R)
+        second = unmagnified.T @ unmagnified / len(unmagnified)
+        if self.basis is None or self.V is None or self.M is None:
+            self.V, self.M = torch.zeros_like(second), torch.zeros_like(unmagnified)
+            self.basis = U
+        P = U.T @ self.basis
+        projected = P @ self.V @ P.T
+        lost = torch.linalg.eigvalsh(self.V) - torch.linalg.eigvalsh(projected)
+        self.rho = beta2 * (self.rho + float(lost.abs().max()))
+        self.V = beta2 * projected + (1 - beta2) * second
+        root = torch.from_numpy(scipy.linalg.sqrtm(self.V + self.rho * torch.eye(len(P), dtype=P.dtype)).real)
+        self.M = beta1 * self.M @ P.T + (1 - beta1) * unmagnified @ torch.linalg.inv(root)
+        self.basis = U
+        return self.M @ torch.linalg.inv(R).T

@@ -11,12 +11,11 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sdsopt.cli import compare_paper, compare_report
+from sdsopt.cli import compare_hf, compare_paper, compare_report
 from sdsopt.cli.compare_report import show
 from sdsopt.cli.cores import cores
 from sdsopt.cli.parser import add_command
-from sdsopt.cli.values import listed
-from sdsopt.errors import SDSOptError
+from sdsopt.cli.values import UsageError, listed
 from sdsopt.extras import extra
 
 if TYPE_CHECKING:
@@ -33,12 +32,9 @@ _EXAMPLES = """\
 sdsopt compare                     everything, on the digits task
 sdsopt compare --corrections lora,sds --inner adamw --seeds 5
 sdsopt compare --task language --ranks 4,16
+sdsopt compare --task hf --model models/qwen --data reviews.jsonl
 sdsopt compare --task my_module:MyTask --lrs 1e-4,3e-4,1e-3
 sdsopt compare report sdsopt-results    table and figures again"""
-
-
-class UsageError(SDSOptError, ValueError):
-    """An argument has a value that cannot be used."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,9 +49,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--task",
         default="digits",
-        help="digits (default), language, minilm, factorization, sensing, or your own as package.module:Task",
+        help="digits (default), language, minilm, factorization, sensing, hf (--model, --data), or your own as "
+        "package.module:Task",
     )
-    parser.add_argument("--corrections", type=listed(str), metavar="NAMES", help="such as lora,sds (default: all)")
+    compare_hf.add_arguments(parser)
+    parser.add_argument(
+        "--corrections", type=listed(str), metavar="NAMES", help="such as lora,sds,sds-paper (default: four)"
+    )
     parser.add_argument("--no-full", dest="full", action="store_false", help="leave out full fine-tuning")
     parser.add_argument("--inner", type=listed(str), metavar="NAMES", help="adamw, sgd or both (default)")
     parser.add_argument(
@@ -88,7 +88,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from sdsopt.compare.progress import RichObserver
 
     try:
-        task, settings = load_task(arguments.task), _settings(arguments)
+        task, settings = compare_hf.make_task(arguments) or load_task(arguments.task), _settings(arguments)
         make_grids(task, settings)  # a mistake in the grid is a usage error, and shows before anything runs
         if arguments.jobs < 1:
             raise UsageError(f"--jobs must be at least 1, got {arguments.jobs}")
@@ -141,7 +141,7 @@ def load_task(name: str) -> Task:
         return TASKS[name]()
     module_name, _, attribute = name.partition(":")
     if not attribute:
-        raise UsageError(f"--task is {', '.join(TASKS)} or package.module:Task, got {name!r}")
+        raise UsageError(f"--task is hf, {', '.join(TASKS)} or package.module:Task, got {name!r}")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does, and unlike an installed command
     try:

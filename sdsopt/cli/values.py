@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from sdsopt.errors import SDSOptError
+
 _T = TypeVar("_T")
+
+
+class UsageError(SDSOptError, ValueError):
+    """An argument has a value that cannot be used."""
 
 
 def listed(kind: Callable[[str], _T]) -> Callable[[str], list[_T]]:

@@ -17,12 +17,22 @@ from sdsopt.compare.observer import Observer
 from sdsopt.compare.records import Record
 from sdsopt.compare.summary import Cell, Row, Stat, summarise
 from sdsopt.compare.task import Task
-from sdsopt.compare.tasks import TASKS, DigitsTask, FactorizationTask, LanguageTask, MiniLMTask
+from sdsopt.compare.tasks import (
+    TASKS,
+    CausalLMTask,
+    ClassificationTask,
+    DigitsTask,
+    FactorizationTask,
+    LanguageTask,
+    MiniLMTask,
+)
 from sdsopt.errors import MissingExtraError
 
 __all__ = [
     "TASKS",
+    "CausalLMTask",
     "Cell",
+    "ClassificationTask",
     "Comparison",
     "Difference",
     "DigitsTask",

@@ -17,7 +17,8 @@ class Settings:
     """What to compare. Every method gets the same number of learning rates, steps and seeds.
 
     Attributes:
-        corrections: Names or `Correction` instances. "lora" is the baseline of gaps and step times.
+        corrections: Names or `Correction` instances. "lora" is the baseline of gaps and step times; "sds-paper" is no
+            correction, but the paper's own parametrization (`sdsopt.reference`).
         full: Whether to add full fine-tuning.
         inner: Names ("adamw", "sgd") or `Inner` instances.
         lrs: Learning rates for every method alike; None takes each method's own grid from the task.
@@ -55,6 +56,9 @@ class Settings:
             names = [member.name for member in members]
             if not names or len(set(names)) < len(names):
                 raise ValueError(f"{name} must be distinct and at least one, got {', '.join(names) or 'none'}")
+        for method in self.methods:
+            if self.steps < method.shortest:
+                raise ValueError(f"{method.name} needs at least {method.shortest} steps, got {self.steps}")
 
     @cached_property
     def methods(self) -> tuple[Method, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -12,8 +12,13 @@ from torch.optim import Optimizer
 
 from sdsopt.corrections import Correction, make_correction
 from sdsopt.optimizer import SDSPreconditioner
+from sdsopt.reference import SDSSchedule, convert
+
+# Changes a model with plain LoRA layers, and what its optimizer does in a run of so many steps.
+Reparametrize = Callable[[nn.Module, Optimizer, int], None]
 
 
+@final
 @dataclass(frozen=True)
 class Method:
     """A row of the comparison.
@@ -22,34 +27,60 @@ class Method:
         name: Its name in tables and on disk.
         adapts: Whether it trains LoRA adapters, or else the matrices themselves.
         correction: What corrects the adapters' gradients; None leaves the inner optimizer bare.
+        reparametrize: What puts other layers in the place of the adapters; None leaves them. A module-level function.
+        shortest: The fewest steps that a run of it can have.
     """
 
     name: str
     adapts: bool = True
     correction: Correction | None = None
+    reparametrize: Reparametrize | None = None
+    shortest: int = 1
 
     @property
     def identity(self) -> str:
         """Tells apart two corrections of one name with different settings, in results on disk."""
         return self.name if self.correction is None else f"{self.name}: {self.correction!r}"
 
-    def wrap(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
-        """Puts the correction around the inner optimizer."""
+    def set_up(self, model: nn.Module, optimizer: Optimizer, steps: int) -> Optimizer:
+        """Makes a run this method's.
+
+        Args:
+            model: As the task built it; its layers may be replaced, their parameters stay.
+            optimizer: The inner optimizer on these parameters.
+            steps: The length of the run.
+
+        Returns:
+            The optimizer to step with.
+        """
+        if self.reparametrize is not None:
+            self.reparametrize(model, optimizer, steps)
         return optimizer if self.correction is None else SDSPreconditioner(optimizer, model, self.correction)
 
 
+def _papers_parametrization(model: nn.Module, optimizer: Optimizer, steps: int) -> None:
+    convert(model)
+    schedule = SDSSchedule(model, optimizer, steps, warmup_steps=_WARM_UP)
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+
+
+_WARM_UP = 10  # the paper's
+
 FULL = Method("full", adapts=False)
 LORA = Method("lora")
+PAPER = Method("sds-paper", reparametrize=_papers_parametrization, shortest=_WARM_UP + 1)
+_NO_CORRECTIONS = {method.name: method for method in (LORA, PAPER)}
 
 
 def make_method(correction: str | Correction) -> Method:
-    """Returns the method of a correction's name, or of a correction itself.
+    """Returns the method of a correction's name, or of a correction itself; "sds-paper" is the paper's parametrization.
 
     Raises:
         ValueError: The name is unknown, or the correction's repr changes from run to run.
     """
-    if correction == LORA.name:
-        return LORA  # the bare optimizer, not the identity correction: the baseline pays no overhead
+    # "lora" is the bare optimizer, not the identity correction: the baseline pays no overhead.
+    if isinstance(correction, str) and correction in _NO_CORRECTIONS:
+        return _NO_CORRECTIONS[correction]
     # Resolved here, since a worker process does not know what the caller registered.
     resolved = make_correction(correction)
     name = correction if isinstance(correction, str) else repr(correction)

@@ -48,7 +48,7 @@ def build(task: Task, run: Run) -> tuple[nn.Module, Optimizer]:
     groups = [{"params": swept, "lr": run.lr}]
     if shared:  # an empty group breaks some optimizers
         groups.append({"params": shared, "lr": run.inner.shared_lr})
-    return model, run.method.wrap(run.inner.build(groups), model)
+    return model, run.method.set_up(model, run.inner.build(groups), run.steps)
 
 
 Watch = Callable[[nn.Module, Optimizer], AbstractContextManager[object]]

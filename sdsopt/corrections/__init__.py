@@ -1,14 +1,16 @@
 """Gradient corrections: factors and gradients in, gradients out."""
 
 from sdsopt.corrections.altlora import AltLoRA
-from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
+from sdsopt.corrections.base import NO_MEMORY, Correction, Factors, LearningRates, Memory, PairTensors
 from sdsopt.corrections.gram_power import GramPower
+from sdsopt.corrections.matrix_moment import MatrixMoment
 from sdsopt.corrections.registry import available_corrections, make_correction, register_correction
 from sdsopt.corrections.rescale import KeepNorm
 from sdsopt.corrections.row_map import Lengths, RowMap
 from sdsopt.corrections.track_basis import TrackBasis, basis_change
 
 __all__ = [
+    "NO_MEMORY",
     "AltLoRA",
     "Correction",
     "Factors",
@@ -16,6 +18,8 @@ __all__ = [
     "KeepNorm",
     "LearningRates",
     "Lengths",
+    "MatrixMoment",
+    "Memory",
     "PairTensors",
     "RowMap",
     "TrackBasis",

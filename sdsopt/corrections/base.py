@@ -35,6 +35,23 @@ class PairTensors(NamedTuple):
         )
 
 
+class Memory(NamedTuple):
+    """What a correction remembers of the gradients of a batch of pairs, for each factor by name.
+
+    Every tensor is (e, …). Empty before a factor's first step. It is kept in the parameter's dtype.
+
+    Attributes:
+        A: Of gA's.
+        B: Of gB's.
+    """
+
+    A: Mapping[str, Tensor]
+    B: Mapping[str, Tensor]
+
+
+NO_MEMORY = Memory({}, {})
+
+
 class LearningRates(NamedTuple):
     """The learning rates with which the inner optimizer stepped on a batch of pairs.
 
@@ -101,7 +118,8 @@ class Factors:
 class Correction(ABC):
     """A pure transform of the gradients of LoRA pairs.
 
-    It neither keeps state nor changes its arguments. What it computes must commute with the batch dimension e.
+    It neither keeps state nor changes its arguments: what some need to remember they are given, and return. What it
+    computes must commute with the batch dimension e.
     """
 
     @property
@@ -139,8 +157,8 @@ class Correction(ABC):
         """
         return False
 
-    # Between steps. The engine does what these ask for. All that it has to remember is a number of steps, which goes
-    # into the optimizer's param groups: there every kind of checkpoint keeps it.
+    # Between steps. The engine does what these ask for. What has to be remembered goes where every kind of checkpoint
+    # keeps it: a number of steps into the optimizer's param groups, and a `Memory` into its state.
 
     @property
     def uses_step(self) -> bool:
@@ -164,6 +182,34 @@ class Correction(ABC):
     def rebalance_every(self) -> int | None:
         """After how many steps the factors are balanced, with the same product; None for never. Needs as much."""
         return None
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether `advance` remembers anything. Needs a `basis_exponent`, and factors in float32 or float64."""
+        return False
+
+    def advance(self, factors: Factors, gradients: PairTensors, memory: Memory) -> tuple[PairTensors, Memory]:
+        """Corrects the gradients, as `precondition`, and returns with them what to remember for the next step.
+
+        Args:
+            factors: As for `precondition`.
+            gradients: Likewise.
+            memory: What the last step returned, in the present bases.
+
+        Returns:
+            The gradients, and the memory; that of a factor without a gradient is left out.
+        """
+        return self.precondition(factors, gradients), memory
+
+    def carry(self, memory: Mapping[str, Tensor], change: Tensor) -> Mapping[str, Tensor]:
+        """Returns what to remember of one factor in new bases.
+
+        Args:
+            memory: Its part of a `Memory`, of a correction that keeps one.
+            change: (e, r, r), with which coordinates in the old basis, as columns, are multiplied from the left.
+        """
+        del change
+        return memory
 
     # With sharded factors, each process computes on the rows that it has, where the correction says how.
 

@@ -16,6 +16,9 @@ class LoRAFA(Correction):
     Freeze A yourself (`requires_grad_(False)`) for the memory that the method is about: then the backward pass keeps
     no input of A. This correction does the same training without that.
 
+    Has no `basis_exponent`, so moment transport and rebalancing are refused: A is the basis of B's moments and never
+    moves, so there is nothing to carry, and balancing would move it.
+
     From B = 0 nothing is special, since A is not zero. Homogeneous of degree 1.
 
     Source: LoRA-FA, arXiv 2308.03303, with the gradient of PEFT's `LoraFAOptimizer`, which this equals around AdamW,

@@ -10,7 +10,9 @@ from sdsopt.corrections.gram_power import GramPower
 from sdsopt.corrections.lora_fa import LoRAFA
 from sdsopt.corrections.lora_muon import LoRAMuon
 from sdsopt.corrections.lora_pro import LoRAPro
+from sdsopt.corrections.matrix_moment import MatrixMoment
 from sdsopt.corrections.reflora import RefLoRA
+from sdsopt.corrections.track_basis import TrackBasis
 from sdsopt.errors import UnknownCorrectionError
 
 _FACTORIES: dict[str, Callable[[], Correction]] = {
@@ -23,6 +25,8 @@ _FACTORIES: dict[str, Callable[[], Correction]] = {
     "lora-fa": LoRAFA,
     "lora-muon": LoRAMuon,
     "altlora": AltLoRA,
+    "lora-rite": lambda: TrackBasis(GramPower(0.5, update_exponent=0.5)),
+    "lora-rite-matrix": MatrixMoment,
 }
 
 

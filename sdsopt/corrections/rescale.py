@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sdsopt.corrections.base import Factors, LearningRates, PairTensors
+from sdsopt.corrections.base import Factors, LearningRates, Memory, PairTensors
 from sdsopt.corrections.row_map import Lengths, RowMap
 from sdsopt.corrections.wrapping import Wrapping
 
@@ -28,9 +28,10 @@ class KeepNorm(Wrapping):
         correction: The correction whose direction is taken.
     """
 
-    def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+    def advance(self, factors: Factors, gradients: PairTensors, memory: Memory) -> tuple[PairTensors, Memory]:
         """Corrects, then restores each raw gradient's norm."""
-        return self.correction.precondition(factors, gradients).map(_with_norm_of, gradients)
+        corrected, memory = self.correction.advance(factors, gradients, memory)
+        return corrected.map(_with_norm_of, gradients), memory
 
     def precondition_rows(self) -> RowMap | None:
         """As the correction inside, with the raw length instead of its own."""

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sdsopt.corrections.base import Factors, PairTensors
+from sdsopt.corrections.base import Factors
 from sdsopt.corrections.wrapping import Wrapping
 from sdsopt.errors import UnsupportedCorrectionError
 
@@ -67,10 +67,6 @@ class TrackBasis(Wrapping):
     @property
     def rebalance_every(self) -> int | None:
         return self.balance_every or self.correction.rebalance_every
-
-    def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
-        """As the correction inside."""
-        return self.correction.precondition(factors, gradients)
 
 
 def basis_change(old: Factors, new: Factors, exponent: float) -> tuple[Tensor, Tensor]:

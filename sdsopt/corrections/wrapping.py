@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
+from torch import Tensor
+
+from sdsopt.corrections.base import NO_MEMORY, Correction, Factors, LearningRates, Memory, PairTensors
 from sdsopt.corrections.row_map import RowMap
 
 
@@ -45,6 +48,20 @@ class Wrapping(Correction):
     @property
     def rebalance_every(self) -> int | None:
         return self.correction.rebalance_every
+
+    @property
+    def keeps_memory(self) -> bool:
+        return self.correction.keeps_memory
+
+    def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+        """As `advance`, in a first step."""
+        return self.advance(factors, gradients, NO_MEMORY)[0]
+
+    def advance(self, factors: Factors, gradients: PairTensors, memory: Memory) -> tuple[PairTensors, Memory]:
+        return self.correction.advance(factors, gradients, memory)
+
+    def carry(self, memory: Mapping[str, Tensor], change: Tensor) -> Mapping[str, Tensor]:
+        return self.correction.carry(memory, change)
 
     def precondition_rows(self) -> RowMap | None:
         return self.correction.precondition_rows()

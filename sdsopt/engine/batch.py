@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from sdsopt.corrections import Correction, Factors, LearningRates, PairTensors
+from sdsopt.corrections import Correction, Factors, LearningRates, Memory, PairTensors
 from sdsopt.engine.job import Job
 
 
 class Batch:
-    """One job, or several whose factors have the same shapes, dtypes, device, scaling and gradients.
+    """One job, or several whose factors have the same shapes, dtypes, device, scaling, gradients and kind of memory.
 
     Args:
         jobs: The jobs.
@@ -24,9 +24,15 @@ class Batch:
         self._before = before
 
     def precondition(self, correction: Correction, gradients: Sequence[PairTensors]) -> list[PairTensors]:
-        """Returns each job's corrected gradients, as tensors of their own; None for a factor that shall not step."""
+        """Returns each job's corrected gradients, as tensors of their own; None for a factor that shall not step.
+
+        Each job is given its new memory.
+        """
         given = self._split(correction, gradients)
-        corrected = correction.precondition(self._factors(), given)
+        memory = Memory(*(_stack_by_name(parts) for parts in zip(*(job.memory for job in self._jobs), strict=True)))
+        corrected, memory = correction.advance(self._factors(), given, memory)
+        for job, A, B in zip(self._jobs, self._by_name(memory.A), self._by_name(memory.B), strict=True):
+            job.memory = Memory(A, B)
         # The identity may hand back what it was given, and an optimizer may write into its gradients.
         own = PairTensors(
             *(t.clone() if t is not None and t is g else t for t, g in zip(corrected, given, strict=True))
@@ -66,10 +72,21 @@ class Batch:
             step=each[0].step,
         )
 
+    def _by_name(self, stacked: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+        parts = {name: self._parts(tensor) for name, tensor in stacked.items()}
+        return [
+            {name: part for name, of_all in parts.items() if (part := of_all[i]) is not None}
+            for i in range(len(self._jobs))
+        ]
+
     def _parts(self, stacked: Tensor | None) -> Sequence[Tensor | None]:
         if stacked is None:
             return [None] * len(self._jobs)
         return [stacked] if len(self._jobs) == 1 else stacked.split(len(stacked) // len(self._jobs))
+
+
+def _stack_by_name(memories: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    return memories[0] if len(memories) == 1 else {n: torch.cat([one[n] for one in memories]) for n in memories[0]}
 
 
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:

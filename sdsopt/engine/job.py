@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdsopt.corrections import Factors, PairTensors
+from sdsopt.corrections import NO_MEMORY, Factors, Memory, PairTensors
 from sdsopt.engine.places import HERE, Places
 from sdsopt.linalg import accurate_dtype
 from sdsopt.pairs import LoRAPair
@@ -32,6 +32,7 @@ class Job:
     reduced: PairTensors = _NONE
     roots_A: dict[float, Tensor] = field(default_factory=dict)  # exponent → (e, r, r)
     roots_B: dict[float, Tensor] = field(default_factory=dict)
+    memory: Memory = NO_MEMORY  # of the correction; after it has seen the gradients, the new one
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,6 +17,7 @@ from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackabl
 from sdsopt.engine.clipping import clip
 from sdsopt.engine.job import Job
 from sdsopt.engine.many import copies, differences, flat, like, set_to_sums, shrunk
+from sdsopt.engine.memory import State, recall
 from sdsopt.engine.places import HERE, Places
 from sdsopt.engine.presence import Presence
 from sdsopt.engine.recipe import Recipe
@@ -97,7 +98,9 @@ class StepEngine:
         return any(parameter.grad is not None for group in param_groups for parameter in group["params"])
 
     @contextmanager
-    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf, moments_of: MomentsOf) -> Generator[int]:
+    def corrected(
+        self, param_groups: Sequence[ParamGroup], decay_of: DecayOf, moments_of: MomentsOf, state: State
+    ) -> Generator[int]:
         """Puts corrected gradients in place of the raw ones; on exit, the raw ones are back.
 
         The inner optimizer steps inside the context. Everything that can fail is computed before a gradient is
@@ -107,6 +110,7 @@ class StepEngine:
             param_groups: The optimizer's groups; only gradients of their parameters are corrected.
             decay_of: Share of a parameter that its group's step takes off as decoupled weight decay.
             moments_of: What the optimizer remembers of a parameter's gradients.
+            state: The optimizer's state, in which what the correction remembers is kept.
 
         Yields:
             The number of pairs corrected.
@@ -122,6 +126,9 @@ class StepEngine:
         correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
         targets, shards = self._targets(groups, steps_taken(param_groups))
+        if correction.keeps_memory:
+            for target in targets:
+                target.job.memory = recall(target.job, state)
         jobs = [*(target.job for target in targets), *shards.jobs]
         device_types = {job.A.device.type for job in jobs}
         with torch.no_grad(), without_autocast(device_types):
@@ -146,7 +153,8 @@ class StepEngine:
                 shards.postcondition(
                     correction, lambda p: decay_of(groups[id(p)], p), lambda p: groups[id(p)].get("lr")
                 )
-            finish_step([(target.job, target.before) for target in targets], self.recipe, param_groups, moments_of)
+            taken = [(target.job, target.before) for target in targets]
+            finish_step(taken, self.recipe, param_groups, moments_of, state)
 
     def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> tuple[list[_Target], Shards]:
         """What is to be corrected: pairs that are here, and pairs that other processes hold a share of."""
@@ -237,7 +245,8 @@ class StepEngine:
             pair = target.job.pair
             alone = None if pair.path_E is None else id(pair)  # a diagonal is one pair's
             param_groups = (None if p is None else id(groups[id(p)]) for p in target.parameters)
-            return alone, pair.scaling, pair.blocks, *param_groups
+            remembered = (tuple(names) for names in target.job.memory)
+            return alone, pair.scaling, pair.blocks, *param_groups, *remembered
 
         return stacks(targets, lambda target: (target.job.A, target.job.B), in_common)
 

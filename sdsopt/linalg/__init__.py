@@ -10,6 +10,7 @@ from sdsopt.linalg.polar import polar_factor
 from sdsopt.linalg.precision import accurate_dtype, without_autocast
 from sdsopt.linalg.products import gram, multiply_left, multiply_right
 from sdsopt.linalg.registry import available_inverse_roots, make_inverse_root
+from sdsopt.linalg.spectrum import symmetric_eigenvalues
 from sdsopt.linalg.svd import SVDInverseRoot
 from sdsopt.linalg.sylvester import solve_sylvester
 
@@ -30,6 +31,7 @@ __all__ = [
     "multiply_right",
     "polar_factor",
     "solve_sylvester",
+    "symmetric_eigenvalues",
     "use_native_products",
     "without_autocast",
 ]

@@ -56,3 +56,9 @@ def roots_from_spectrum(
 
     status = zero.squeeze(-1).to(torch.uint8) * RootStatus.ZERO.value
     return RootResult(tuple(roots), status.masked_fill(~finite, RootStatus.NON_FINITE.value))
+
+
+def symmetric_eigenvalues(matrices: Tensor) -> Tensor:
+    """Returns the eigenvalues of symmetric matrices (k, r, r), rising: (k, r). Those of a non-finite one are NaN."""
+    replaced, finite = replace_non_finite(matrices)
+    return torch.linalg.eigvalsh(replaced).masked_fill(~finite[:, None], torch.nan)

@@ -47,6 +47,8 @@ def _converted(pair: LoRAPair) -> SDSLinear:
 
 def _why_not_plain(pair: LoRAPair) -> str | None:
     layer: Any = pair.module
+    if not hasattr(layer, "base_layer"):
+        return f"it is a {type(layer).__name__}, and only PEFT's LoRA layers can be converted"
     if pair.path_A != f"lora_A.{pair.adapter}.weight" or pair.A.ndim != 2 or hasattr(layer, "parameter_name"):
         return "it is no linear layer with LoRA, and the paper defines it for those alone"
     variant = getattr(layer, "lora_variant", {}).get(pair.adapter)

@@ -10,7 +10,7 @@ import torch
 from sdsopt import find_pairs
 from sdsopt.compare import DigitsTask, Settings, compare
 from sdsopt.compare.cache import cache_dir, load_tensors, save_tensors
-from sdsopt.compare.tasks.prepared import prepared
+from sdsopt.compare.tasks.prepared import in_memory
 
 TINY = DigitsTask(width=16, layers=1, pretraining_steps=5)
 
@@ -18,7 +18,7 @@ TINY = DigitsTask(width=16, layers=1, pretraining_steps=5)
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    prepared.cache_clear()
+    in_memory.cache_clear()
 
 
 def test_pretraining_is_cached() -> None:

@@ -12,7 +12,7 @@ from sdsopt.cli import main
 from sdsopt.compare import DigitsTask, Settings
 from sdsopt.compare import paper as paper_module
 from sdsopt.compare.paper import Claim, convergence, reproduce
-from sdsopt.compare.tasks.prepared import prepared
+from sdsopt.compare.tasks.prepared import in_memory
 
 TINY = {"vision": DigitsTask(width=16, layers=1, pretraining_steps=5)}
 SETTINGS = Settings(
@@ -26,7 +26,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convergence, "CONDITIONS", (1.0, 10.0))
     monkeypatch.setattr(convergence, "RATES", (1.0,))
     monkeypatch.setattr(convergence, "LIMIT", 300)
-    prepared.cache_clear()
+    in_memory.cache_clear()
 
 
 def test_every_claim_has_a_verdict_numbers_and_a_figure(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from sdsopt import find_pairs
 from sdsopt.compare import TASKS, FactorizationTask, LanguageTask, MiniLMTask, Settings, Task, compare
 from sdsopt.compare.tasks import minilm, texts
-from sdsopt.compare.tasks.prepared import prepared
+from sdsopt.compare.tasks.prepared import in_memory
 
 SETTINGS = Settings(corrections=("lora", "sds"), inner=("adamw",), lrs=(3e-3,), seeds=(0,), ranks=(2,), steps=6)
 
@@ -28,7 +28,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(minilm, "docstrings", few_docstrings)
     yield
-    prepared.cache_clear()
+    in_memory.cache_clear()
     minilm._data.cache_clear()  # pyright: ignore
 
 

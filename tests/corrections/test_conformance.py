@@ -27,7 +27,9 @@ ROOT = Path(__file__).parents[2]
 DAMPING = 1e-6
 
 # The step of SGD with the loss times c is c^degree times as long. Every correction that is not named has degree 1.
-DEGREES = {"lora-muon": 0}
+DEGREES = {"lora-muon": 0, "lora-rite-matrix": 0}
+# Those whose page is that of another one; the members of `GramPower` share that of the method.
+PAGES = {"lora-rite-matrix": "lora-rite"}
 # These never move A.
 FREEZES_A = {"lora-fa"}
 # These move one factor a step.
@@ -37,15 +39,13 @@ every = pytest.mark.parametrize("name", NAMES)
 
 
 def test_there_are_corrections() -> None:
-    assert {"lora", "sds", "sds-split", "scaled", "lora-pro", "reflora", "lora-fa", "lora-muon", "altlora"} <= set(
-        NAMES
-    )
+    of_papers = {"lora-pro", "reflora", "lora-fa", "lora-muon", "altlora", "lora-rite", "lora-rite-matrix"}
+    assert {"lora", "sds", "sds-split", "scaled", *of_papers} <= set(NAMES)
 
 
 @every
 def test_it_has_a_page(name: str) -> None:
-    """The members of `GramPower` share that of the method."""
-    page = ROOT / "docs" / "corrections" / f"{name}.md"
+    page = ROOT / "docs" / "corrections" / f"{PAGES.get(name, name)}.md"
     text = (
         page.read_text(encoding="utf8") if page.exists() else (ROOT / "docs" / "method.md").read_text(encoding="utf8")
     )

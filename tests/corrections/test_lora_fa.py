@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import peft
 import pytest
 import torch
 from peft.optimizers import create_lorafa_optimizer, lorafa
-from torch import nn
+from torch import Tensor, nn
 
 import oracle
 from recorder import corrected_gradients
 from sdsopt import Correction, Factors, LearningRates, PairTensors, SDSPreconditioner, attach
+from sdsopt.corrections import basis_change
 from sdsopt.errors import UnsupportedCorrectionError
-from toy import Network, lora_linear, train
+from toy import LoRALinear, Network, lora_linear, train
 
 
 @pytest.mark.parametrize("condition", [2.0, 1e3, 1e6])
@@ -60,6 +62,21 @@ def test_it_is_pefts_optimizer_around_adamw(monkeypatch: pytest.MonkeyPatch) -> 
         moved += not torch.equal(other, start[name])
         assert "lora_B" in name or torch.equal(other, start[name])
     assert moved == 2
+
+
+@pytest.mark.parametrize("option", [{"transport": "moments"}, {"rebalance_every": 2}], ids=str)
+def test_there_is_nothing_to_carry_and_nothing_to_balance(option: dict[str, Any]) -> None:
+    """A rests, so the basis of B's moments does, and carrying them would not change a bit; balancing would move A."""
+    model = lora_linear(dtype=torch.float64)
+    with pytest.raises(UnsupportedCorrectionError, match="basis_exponent is None"):
+        SDSPreconditioner(torch.optim.AdamW(model.parameters()), model, "lora-fa", **option)
+    assert torch.equal(_change_of_B(model, model.B.detach() + 1), torch.eye(4, dtype=torch.float64))
+
+
+def _change_of_B(model: LoRALinear, new_B: Tensor) -> Tensor:
+    root = {1.0: oracle.inverse_root(model.A.detach().T, 1.0, 1e-6)[None]}
+    old, new = (Factors(model.A.detach()[None], B[None], 1.0, torch.float64, root, root) for B in (model.B, new_B))
+    return basis_change(old, new, 1.0)[1][0]
 
 
 @pytest.mark.parametrize("frozen", [False, True])

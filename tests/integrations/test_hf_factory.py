@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch.optim import SGD, AdamW
 
-from hf_runs import Weights, adapted, arguments, bare, by_hand, same, trainable, trained, trainer, weights
+from hf_runs import Plug, Weights, adapted, arguments, bare, by_hand, same, trainable, trained, trainer, weights
 from sdsopt import GramPower, SDSPreconditioner
 from sdsopt.errors import NoPairsError, UnknownCorrectionError
 from sdsopt.integrations.transformers import SDSOptimizerFactory
@@ -120,6 +120,29 @@ def test_options_reach_the_wrapper(option: dict[str, Any]) -> None:
         results.append(weights(model))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"transport": "moments"}, {"rebalance_every": 2}, {"correction": "lora-rite-matrix"}],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_happens_between_steps_happens_in_a_trainer(option: dict[str, Any], tmp_path: Path) -> None:
+    """And goes on from its checkpoint, where the moments, the count of the steps and what was remembered are."""
+
+    def factory(**options: Any) -> Plug:
+        return lambda model, args: {
+            "optimizer_cls_and_kwargs": (SDSOptimizerFactory, {"training_args": args, **options})
+        }
+
+    def finished(model: Any, args: Any) -> dict[str, Any]:
+        inner = AdamW(trainable(model), lr=args.learning_rate, weight_decay=0.0)
+        return {"optimizers": (SDSPreconditioner(inner, model, **option), None)}
+
+    found = trained(factory(**option), tmp_path)
+    assert same(found, trained(finished, tmp_path / "finished"))
+    assert not same(found, trained(factory(), tmp_path / "without"))
+    assert same(found, trained(factory(**option), tmp_path / "resumed", tmp_path / "checkpoint-3"))
 
 
 def test_a_learning_rate_is_needed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adamax, AdamW, Optimizer, RMSprop
 
 import sdsopt
-from sdsopt import AltLoRA, Correction, Factors, PairTensors, SDSPreconditioner, TrackBasis, find_pairs
+from sdsopt import AltLoRA, Correction, Factors, MatrixMoment, PairTensors, SDSPreconditioner, TrackBasis, find_pairs
 from sdsopt.corrections import GramPower
 from sdsopt.errors import UnsupportedCorrectionError, UnsupportedOptimizerError
 from toy import Network, assert_same, train
@@ -26,8 +26,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "both": {"correction": "sds-split", "rebalance_every": 3, "transport": "moments"},
     "rescaled": {"correction": "scaled", "rebalance_every": 2, "transport": "moments", "rescale": "grad_norm"},
     "altlora": {"correction": "altlora"},
+    "lora-rite": {"correction": "lora-rite"},
+    "lora-rite-matrix": {"correction": "lora-rite-matrix"},
+    "lora-rite-matrix, rebalanced": {"correction": "lora-rite-matrix", "rebalance_every": 2},
+    "lora-rite-matrix, rescaled": {"correction": "lora-rite-matrix", "rescale": "grad_norm"},
     "altlora, rebalanced": {"correction": AltLoRA(every=2), "rebalance_every": 3},
 }
+# What each is beyond: the same steps without anything between them.
+PLAIN = {"altlora": "scaled", "lora-rite": "sds-split", "lora-rite-matrix": "sds-split"}
+MEMORY = {"sdsopt_second_moment", "sdsopt_escaped_mass", "sdsopt_weight"}
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
@@ -50,13 +57,17 @@ def differs(one: nn.Module, other: nn.Module) -> bool:
     return any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+def counts(options: dict[str, Any]) -> bool:
+    return "rebalance_every" in options or options["correction"] == "altlora"
+
+
 @every_option
 def test_it_acts(options: dict[str, Any]) -> None:
     model, plain = Network(), Network()
     train(model, wrapped(model, options), 4)
     without = {k: v for k, v in options.items() if k in ("correction", "rescale")}
-    if isinstance(without["correction"], AltLoRA) or without["correction"] == "altlora":
-        without["correction"] = "scaled"
+    name = "altlora" if isinstance(without["correction"], AltLoRA) else without["correction"]
+    without["correction"] = PLAIN.get(name, name)
     train(plain, wrapped(plain, without), 4)
     assert differs(model, plain)
 
@@ -110,16 +121,18 @@ def test_the_fake_step_of_checkpoints_changes_nothing(options: dict[str, Any]) -
 
 
 @every_option
-def test_its_state_is_the_inner_ones_and_at_most_a_count(options: dict[str, Any]) -> None:
+def test_its_state_is_the_inner_ones_and_at_most_a_count_and_a_memory(options: dict[str, Any]) -> None:
     model, bare_model = Network(), Network()
     optimizer, bare = wrapped(model, options), adamw(bare_model)
     train(model, optimizer, 4)
     train(bare_model, bare, 4)
     ours, theirs = optimizer.state_dict(), bare.state_dict()
-    counts = 0 if options == OPTIONS["transport"] else 4
-    assert ours["param_groups"][0].pop(COUNT, 0) == counts
+    assert ours["param_groups"][0].pop(COUNT, 0) == (4 if counts(options) else 0)
     assert ours["param_groups"] == theirs["param_groups"]
-    assert {k: set(v) for k, v in ours["state"].items()} == {k: set(v) for k, v in theirs["state"].items()}
+    memory = MEMORY if options["correction"] == "lora-rite-matrix" else set[str]()
+    names = [name for name, _ in model.named_parameters()]
+    for index, state in theirs["state"].items():
+        assert set(ours["state"][index]) == set(state) | (memory if "lora" in names[index] else set())
 
 
 @every_option
@@ -135,7 +148,7 @@ def test_checkpoints_move_both_ways(options: dict[str, Any], way: str) -> None:
     train(other, second, 2, first=3)
     assert differs(model, other)
     assert all(p.isfinite().all() for p in other.parameters())
-    if way == "bare to wrapped" and options != OPTIONS["transport"]:
+    if way == "bare to wrapped" and counts(options):
         assert second.param_groups[0][COUNT] == 2  # from the start, where nothing was counted
 
 
@@ -217,7 +230,16 @@ def test_max_grad_norm_passes_over_the_factor_that_waits() -> None:
 # Refusals
 
 
-@pytest.mark.parametrize("options", [{"transport": "moments"}, {"rebalance_every": 5}, {"correction": "altlora"}])
+NEED_KNOWN_MOMENTS: list[dict[str, Any]] = [
+    {"transport": "moments"},
+    {"rebalance_every": 5},
+    {"correction": "altlora"},
+    {"correction": "lora-rite"},
+    {"correction": "lora-rite-matrix"},
+]
+
+
+@pytest.mark.parametrize("options", NEED_KNOWN_MOMENTS)
 @pytest.mark.parametrize("inner", [RMSprop, Adamax, Adagrad])
 def test_optimizers_whose_memory_is_not_known(inner: Any, options: dict[str, Any]) -> None:
     model = Network()
@@ -266,7 +288,13 @@ def test_bad_settings(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "correction", ["altlora", TrackBasis(GramPower(0.5)), TrackBasis(GramPower(0.5), False, balance_every=3)]
+    "correction",
+    [
+        "altlora",
+        MatrixMoment(GramPower(0.5)),
+        TrackBasis(GramPower(0.5)),
+        TrackBasis(GramPower(0.5), False, balance_every=3),
+    ],
 )
 def test_hook_mode_refuses_them_by_name(correction: str | Correction) -> None:
     name = correction if isinstance(correction, str) else type(correction).__name__
@@ -282,6 +310,12 @@ def test_factors_in_half_precision_are_not_rebalanced() -> None:
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_a_memory_is_not_kept_in_half_precision() -> None:
+    model = Network(dtype=torch.bfloat16)
+    with pytest.raises(UnsupportedCorrectionError, match=r"first.*torch.bfloat16.*would lose what it remembers"):
+        wrapped(model, {"correction": "lora-rite-matrix"})
+
+
 def test_pairs_of_which_one_factor_is_not_ours_are_not_rebalanced() -> None:
     model = Network()
     inner = AdamW([model.first.B, model.second.B])
@@ -289,7 +323,7 @@ def test_pairs_of_which_one_factor_is_not_ours_are_not_rebalanced() -> None:
         wrapped(model, {"rebalance_every": 2}, inner)
 
 
-@pytest.mark.parametrize("options", [{"transport": "moments"}, {"rebalance_every": 5}, {"correction": "altlora"}])
+@pytest.mark.parametrize("options", NEED_KNOWN_MOMENTS)
 def test_adalora_is_refused(options: dict[str, Any]) -> None:
     peft = pytest.importorskip("peft", exc_type=ImportError)
     base = nn.Sequential(nn.Linear(6, 8))

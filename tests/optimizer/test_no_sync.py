@@ -17,6 +17,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdsopt import SDSPreconditioner, attach, available_corrections
+from sdsopt.corrections import make_correction
 from toy import LoRALinear, Network
 
 # These wait for the device inside, to see whether they failed.
@@ -50,9 +51,10 @@ def capturable_adamw(parameters: Any) -> Optimizer:
 def step_elsewhere(
     correction: str, inner: Callable[[Any], Optimizer], device: str, pairs: int = 6, **options: Any
 ) -> Counter[str]:
-    """The operations of one step on pairs of two shapes, in bfloat16."""
+    """The operations of one step on pairs of two shapes, in bfloat16 where the correction takes it."""
+    dtype = torch.float32 if make_correction(correction).keeps_memory else torch.bfloat16
     shapes = [(4, 16, 24), (4, 16, 8)] * (pairs // 2)
-    new = [[torch.empty(s, device=device, dtype=torch.bfloat16) for s in ((r, n), (m, r))] for r, n, m in shapes]
+    new = [[torch.empty(s, device=device, dtype=dtype) for s in ((r, n), (m, r))] for r, n, m in shapes]
     model = nn.ModuleList(LoRALinear(A, B) for A, B in new)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)

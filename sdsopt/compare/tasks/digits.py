@@ -61,7 +61,7 @@ class DigitsTask(Task):
         """Returns the pretrained ViT with a fresh head, and adapters on its attention and MLP matrices."""
         model = self._new_vit()  # first, so that a seed gives every method the same head
         model.load_state_dict(prepared(self), strict=False)
-        return adapt(model, _TARGETS, rank, _HEAD)
+        return adapt(model, _TARGETS, rank, [_HEAD])
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields shuffled batches of the digits 5–9, epoch after epoch."""

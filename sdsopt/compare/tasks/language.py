@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sdsopt.compare.task import Task
 from sdsopt.compare.tasks.adapters import adapt
 from sdsopt.compare.tasks.prepared import ensure_prepared, prepared
+from sdsopt.compare.tasks.streams import next_token_accuracy, windows
 from sdsopt.compare.tasks.texts import language_reference, python_sources
 from sdsopt.compare.train import reproducible
 from sdsopt.extras import extra
@@ -69,7 +70,7 @@ class LanguageTask(Task):
 
     def batches(self, seed: int) -> Iterator[Tensor]:
         """Yields random windows of the prose, (batch_size, length)."""
-        return _windows(_prose()[0], self, seed)
+        return windows(_prose()[0], self.length, self.batch_size, seed)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Cross-entropy of the next byte, in nats."""
@@ -77,10 +78,7 @@ class LanguageTask(Task):
 
     def evaluate(self, model: nn.Module) -> float:
         """Share of the next bytes of held-out prose that the model ranks first."""
-        held_out = _prose()[1]
-        windows = held_out[: len(held_out) // self.length * self.length].view(-1, self.length)[:128].long()
-        guesses = model(input_ids=windows).logits.argmax(-1)[:, :-1]
-        return (guesses == windows[:, 1:]).float().mean().item()
+        return next_token_accuracy(model, _prose()[1], self.length)
 
     def _new_model(self) -> LlamaForCausalLM:
         with extra("demo"):
@@ -104,7 +102,7 @@ class LanguageTask(Task):
             model = self._new_model().train()
             optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=self.pretraining_steps + 1)
-            batches = _windows(_tensor(python_sources()), self, seed=0)
+            batches = windows(_tensor(python_sources()), self.length, self.batch_size, seed=0)
             for _ in range(self.pretraining_steps):
                 optimizer.zero_grad()
                 self.loss(model, next(batches)).backward()
@@ -123,10 +121,3 @@ def _prose() -> tuple[Tensor, Tensor]:
     text = _tensor(language_reference())
     cut = int((1 - _HELD_OUT) * len(text))
     return text[:cut], text[cut:]
-
-
-def _windows(text: Tensor, task: LanguageTask, seed: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        starts = torch.randint(len(text) - task.length, (task.batch_size,), generator=generator)
-        yield torch.stack([text[start : start + task.length] for start in starts.tolist()]).long()

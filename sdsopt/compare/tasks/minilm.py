@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sdsopt.compare.task import Task
 from sdsopt.compare.tasks.adapters import adapt
+from sdsopt.compare.tasks.labelled import LabelledTexts, accuracy, logits
 from sdsopt.compare.tasks.prepared import ensure_prepared, prepared
 from sdsopt.compare.tasks.quiet import quiet_transformers
 from sdsopt.compare.tasks.texts import docstrings
@@ -95,51 +96,28 @@ class MiniLMTask(Task):
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
             )
-        return adapt(model, _TARGETS, rank, _HEAD)
+        return adapt(model, _TARGETS, rank, [_HEAD])
 
-    def batches(self, seed: int) -> Iterator[_Batch]:
+    def batches(self, seed: int) -> Iterator[LabelledTexts]:
         """Yields shuffled batches, epoch after epoch."""
-        data = _data(self).train
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            order = torch.randperm(len(data.labels), generator=generator)
-            for chosen in order[: len(order) // self.batch_size * self.batch_size].view(-1, self.batch_size):
-                yield data.at(chosen)
+        return _data(self).train.shuffled(self.batch_size, seed)
 
-    def loss(self, model: nn.Module, batch: _Batch) -> Tensor:
+    def loss(self, model: nn.Module, batch: LabelledTexts) -> Tensor:
         """Cross-entropy."""
-        return F.cross_entropy(_logits(model, batch), batch.labels)
+        return F.cross_entropy(logits(model, batch), batch.labels)
 
     def evaluate(self, model: nn.Module) -> float:
         """Accuracy on the held-out docstrings."""
-        data = _data(self).held_out
-        parts = torch.arange(len(data.labels)).split(64)
-        right = sum((_logits(model, batch).argmax(-1) == batch.labels).sum() for batch in map(data.at, parts))
-        return float(right) / len(data.labels)
+        return accuracy(model, _data(self).held_out)
 
     def shared_parameters(self, model: nn.Module) -> list[Parameter]:
         """The classifier."""
         return [parameter for name, parameter in model.named_parameters() if _HEAD in name]
 
 
-class _Batch(NamedTuple):
-    tokens: Tensor  # (k, length)
-    mask: Tensor  # (k, length)
-    labels: Tensor  # (k,)
-
-    def at(self, chosen: Tensor) -> _Batch:
-        """The chosen rows, without the columns that pad them all."""
-        width = int(self.mask[chosen].sum(1).max())
-        return _Batch(self.tokens[chosen, :width], self.mask[chosen, :width], self.labels[chosen])
-
-
 class _Split(NamedTuple):
-    train: _Batch
-    held_out: _Batch
-
-
-def _logits(model: nn.Module, batch: _Batch) -> Tensor:
-    return model(input_ids=batch.tokens, attention_mask=batch.mask).logits
+    train: LabelledTexts
+    held_out: LabelledTexts
 
 
 def _model_folder() -> Path:
@@ -161,7 +139,7 @@ def _chosen(packages: int) -> list[tuple[str, int]]:
 
 @cache
 def _data(task: MiniLMTask) -> _Split:
-    everything = _Batch(**prepared(task))
+    everything = LabelledTexts(**prepared(task))
     cut = int((1 - _HELD_OUT) * len(everything.labels))
     rows = torch.arange(len(everything.labels))
     return _Split(everything.at(rows[:cut]), everything.at(rows[cut:]))

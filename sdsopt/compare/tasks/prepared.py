@@ -29,7 +29,12 @@ def ensure_prepared(task: Prepares) -> None:
         save_tensors(task.fingerprint, task.make_tensors())
 
 
-@cache
 def prepared(task: Prepares) -> dict[str, Tensor]:
     """Returns the tensors; makes them where `ensure_prepared` was not called, or no cache can be written."""
-    return load_tensors(task.fingerprint) or task.make_tensors()
+    return in_memory(task, task.fingerprint)
+
+
+@cache
+def in_memory(task: Prepares, fingerprint: str) -> dict[str, Tensor]:
+    """Reads them once, as long as what they are made of stays as it is."""
+    return load_tensors(fingerprint) or task.make_tensors()

@@ -47,6 +47,8 @@ class SDSOptimizerFactory:
         inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
+        transport: Literal["moments"] | None = None,
+        rebalance_every: int | None = None,
     ) -> SDSPreconditioner:
         """Builds an `SDSPreconditioner` on the trainable parameters.
 
@@ -64,6 +66,8 @@ class SDSOptimizerFactory:
             inverse_root: Method for the roots.
             rescale: "grad_norm" or None.
             max_grad_norm: Clips corrected gradients; set the Trainer's own `max_grad_norm` to 0 with it.
+            transport: "moments" or None.
+            rebalance_every: Number of steps, or None.
 
         Returns:
             The optimizer.
@@ -91,6 +95,8 @@ class SDSOptimizerFactory:
             inverse_root=inverse_root,
             rescale=rescale,
             max_grad_norm=max_grad_norm,
+            transport=transport,
+            rebalance_every=rebalance_every,
         )
 
 
