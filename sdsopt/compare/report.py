@@ -42,7 +42,7 @@ def make_report(rows: Sequence[Row], times: StepTimes, title: str) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         _table(rows, times),
-        f"<pre>{escape(chr(10).join(legend(rows)))}</pre>",
+        f"<pre>{escape(chr(10).join(legend(rows, times)))}</pre>",
         "<h2>Difference of the final train loss to tuned LoRA</h2>",
         _differences(rows),
     ]
