@@ -21,6 +21,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: pre-line; }
 th:first-child, td:first-child { text-align: left; font-family: ui-monospace, monospace; }
+.claims td:first-child { font-family: inherit; } .claims td { white-space: normal; }
+.claims td:last-child { white-space: nowrap; } .findings { list-style: none; padding-left: 0; }
 tr.section td { font-style: italic; font-family: inherit; background: var(--soft); }
 pre { font-size: .85rem; overflow-x: auto; }
 img { max-width: 100%; background: white; border-radius: 8px; border: 1px solid var(--line); }

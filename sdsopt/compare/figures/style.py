@@ -9,6 +9,7 @@ from sdsopt.compare.summary import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart with any colour vision; markers and dashes say the same again.
@@ -43,6 +44,7 @@ def panels(figure: Figure, lines: int, columns: int, *, height: float = 3.2, sha
     for panel in made.flat:
         panel.grid(True, which="major", color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
     return [list(line) for line in made]
 
 
@@ -65,6 +67,18 @@ def band(columns: Sequence[Sequence[float]]) -> tuple[list[float], list[float], 
 def plain_numbers(value: float, _position: float) -> str:
     """Formats a tick without powers of ten."""
     return f"{value:g}"
+
+
+def plain_ticks(*axes: Axis) -> None:
+    """Labels logarithmic axes without powers of ten; between these only where an axis spans no decade."""
+    for axis in axes:
+
+        def minor(value: float, _position: float, axis: Axis = axis) -> str:
+            low, high = axis.get_view_interval()
+            return f"{value:.3g}" if high < 10 * low else ""
+
+        axis.set_major_formatter(plain_numbers)
+        axis.set_minor_formatter(minor)
 
 
 def _position(rows: Sequence[Row], method: str) -> int:
