@@ -35,6 +35,8 @@ _CAPTIONS = {
     "lr_sensitivity": "Final loss over the learning rate",
     "differences": "Difference to tuned LoRA: 95 % interval of the mean, and every seed",
     "condition_numbers": "Condition numbers of the factors",
+    "spectra": "Singular values of A, B and ΔW after the last step",
+    "alignment": "Alignment of each method's step with the gradient of full fine-tuning",
     "cost": "Cost against quality",
 }
 

@@ -64,6 +64,17 @@ def band(columns: Sequence[Sequence[float]]) -> tuple[list[float], list[float], 
     return [min(c) for c in columns], [sum(c) / len(c) for c in columns], [max(c) for c in columns]
 
 
+def draw_band(
+    panel: Axes, rows: Sequence[Row], method: str, x: Sequence[float], columns: Sequence[Sequence[float]]
+) -> None:
+    """Draws a method's mean over seeds and their range; where no seed has a value, nothing."""
+    shown = [(at, column) for at, column in zip(x, columns, strict=True) if column]
+    low, middle, high = band([column for _, column in shown])
+    at, look = [at for at, _ in shown], style(rows, method)
+    panel.plot(at, middle, marker=marker(rows, method), markersize=3, label=method, **look)
+    panel.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
+
+
 def plain_numbers(value: float, _position: float) -> str:
     """Formats a tick without powers of ten."""
     return f"{value:g}"
