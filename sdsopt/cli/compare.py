@@ -69,6 +69,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
     parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: the cores, %(default)s)")
     parser.add_argument("--dask", metavar="ADDRESS", help="compute on a Dask cluster, such as tcp://host:8786")
+    parser.add_argument(
+        "--no-times", dest="times", action="store_false", help="no time of a step, the one column that never repeats"
+    )
     parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and write no report")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
@@ -105,6 +108,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
                 jobs=arguments.jobs,
                 executor=executor,
                 fresh=arguments.fresh,
+                times=arguments.times,
                 observer=observer,
             )
     except KeyboardInterrupt:

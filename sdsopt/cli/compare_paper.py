@@ -31,10 +31,12 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from sdsopt.compare import Observer
-    from sdsopt.compare.paper import reproduce
+    from sdsopt.compare.paper import OUTCOMES, reproduce
 
     with extra("demo"):
         from rich.console import Console
+        from rich.padding import Padding
+        from rich.text import Text
 
     from sdsopt.compare.progress import RichObserver
 
@@ -42,9 +44,10 @@ def _run(arguments: argparse.Namespace) -> int:
     paper = reproduce(arguments.out, jobs=arguments.jobs, observer=observer)
     console = Console(highlight=False)
     for letter, claim in zip("abcdefgh", paper.claims, strict=False):
-        console.print(f"[bold]({letter}) {claim.verdict}[/bold]: {claim.statement}")
-        for text, holds in claim.findings:
-            console.print(f"    {'✓' if holds else '✗'} {text}", markup=False)
+        console.print(f"[bold]({letter}) {claim.verdict} ({claim.count})[/bold]: {claim.statement}")
+        for finding in claim.findings:
+            console.print(Padding(Text(f"{finding.outcome.value} {finding.text}"), (0, 0, 0, 4)))
+    console.print(OUTCOMES)
     report, *_ = paper.save_report()
     print(f"Report:  {report}")
     return 0

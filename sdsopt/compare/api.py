@@ -88,6 +88,7 @@ def compare(
     jobs: int = 1,
     executor: Executor | None = None,
     fresh: bool = False,
+    times: bool = True,
     observer: Observer | None = None,
 ) -> Comparison:
     """Trains every method at every learning rate with every seed. What is in the folder already is not run again.
@@ -102,6 +103,8 @@ def compare(
             picklable, and importable where they run. A run that a lost worker did not finish is the executor's to
             repeat; each record is written once, here.
         fresh: Whether to forget the folder's results first.
+        times: Whether to time a step of each method. That alone differs each time: without it the same settings and
+            seeds give the same table and report, byte for byte.
         observer: Hears of the progress; None stays silent.
 
     Returns:
@@ -122,12 +125,14 @@ def compare(
         observer.stage("preparing the task")
         task.prepare()
         records = sweep(task, settings, directory, jobs=jobs, executor=executor, observer=observer)
-        observer.stage("timing the steps")
-        times = step_times(task, settings, directory)
+        measured: StepTimes = {}
+        if times:
+            observer.stage("timing the steps")
+            measured = step_times(task, settings, directory)
     finally:
         observer.closed()
-    save_manifest(directory, task.name, records, times)
-    return Comparison(task.name, directory, tuple(records), times)
+    save_manifest(directory, task.name, records, measured)
+    return Comparison(task.name, directory, tuple(records), measured)
 
 
 def load_comparison(directory: str | Path) -> Comparison:

@@ -78,7 +78,7 @@ def format_stat(stat: Stat, digits: int, scale: float = 1.0) -> str:
     return mean if math.isnan(stat.std) else f"{mean} ± {scale * stat.std:.{digits}f}"
 
 
-def legend(rows: Sequence[Row]) -> list[str]:
+def legend(rows: Sequence[Row], times: StepTimes) -> list[str]:
     """Returns the lines that explain the columns, and warn where the rows say less than they seem to."""
     seeds = max((cell.loss.count for row in rows for cell in row.cells), default=0)
     lines = [  # no wider than the table
@@ -89,8 +89,9 @@ def legend(rows: Sequence[Row]) -> list[str]:
         "            seed, ± standard error; – where that gap is within noise",
         "LR range:   highest / lowest LR with a loss within 10 % of the best;",
         "            ≥ where it reaches the end of the grid",
-        "time/step:  median ratio to plain LoRA, side by side",
     ]
+    if times:
+        lines.append("time/step:  median ratio to plain LoRA, side by side")
     if any(row.at_edge for row in rows):
         lines.append("↑ ↓:        the best LR ends its grid; widen it before reading that row")
     if diverged := sum(row.diverged for row in rows):

@@ -22,7 +22,7 @@ def make_markdown(rows: Sequence[Row], times: StepTimes, title: str) -> str:
             f"| {' | '.join([section.title, f'`{method}`', *map(str.strip, texts)])} |"
             for method, texts in section.lines
         ]
-    lines += ["", *_differences(rows), "", "```", *legend(rows), "```", ""]
+    lines += ["", *_differences(rows), "", "```", *legend(rows, times), "```", ""]
     return "\n".join(lines)
 
 

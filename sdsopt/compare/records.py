@@ -24,6 +24,12 @@ class Record:
         accuracy: Held-out accuracy after the last step; None where the run diverged.
         kappa_steps: Steps at which condition numbers were taken; empty without adapters.
         kappa_A, kappa_B: Median condition number over the pairs; None while it is undefined, as for B = 0.
+        spectrum_A, spectrum_B: Singular values of the factors after the last step: of each position, the median over
+            the pairs. Empty without adapters, where the run diverged, and in records of earlier versions.
+        spectrum_product: Those of ΔW = s·B·A.
+        alignment_steps: Steps at which the alignment was taken; empty where no full gradient could be captured.
+        alignment: Cosine between the full gradient and the direction in which an SGD step with the method's correction
+            moves the product: the median over up to eight linear layers.
         seconds: Wall time of the run. Runs share the machine: not a measure of a method.
     """
 
@@ -42,6 +48,11 @@ class Record:
     kappa_A: tuple[float | None, ...]
     kappa_B: tuple[float | None, ...]
     seconds: float
+    spectrum_A: tuple[float, ...] = ()
+    spectrum_B: tuple[float, ...] = ()
+    spectrum_product: tuple[float, ...] = ()
+    alignment_steps: tuple[int, ...] = ()
+    alignment: tuple[float, ...] = ()
 
     def at_rank(self, rank: int) -> Record:
         """Returns the record as part of the comparison at that rank: full fine-tuning runs once for all of them."""

@@ -21,6 +21,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: pre-line; }
 th:first-child, td:first-child { text-align: left; font-family: ui-monospace, monospace; }
+.claims td:first-child { font-family: inherit; } .claims td { white-space: normal; }
+.claims td:last-child { white-space: nowrap; } .findings { list-style: none; padding-left: 0; }
 tr.section td { font-style: italic; font-family: inherit; background: var(--soft); }
 pre { font-size: .85rem; overflow-x: auto; }
 img { max-width: 100%; background: white; border-radius: 8px; border: 1px solid var(--line); }
@@ -33,6 +35,8 @@ _CAPTIONS = {
     "lr_sensitivity": "Final loss over the learning rate",
     "differences": "Difference to tuned LoRA: 95 % interval of the mean, and every seed",
     "condition_numbers": "Condition numbers of the factors",
+    "spectra": "Singular values of A, B and ΔW after the last step",
+    "alignment": "Alignment of each method's step with the gradient of full fine-tuning",
     "cost": "Cost against quality",
 }
 
@@ -42,7 +46,7 @@ def make_report(rows: Sequence[Row], times: StepTimes, title: str) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         _table(rows, times),
-        f"<pre>{escape(chr(10).join(legend(rows)))}</pre>",
+        f"<pre>{escape(chr(10).join(legend(rows, times)))}</pre>",
         "<h2>Difference of the final train loss to tuned LoRA</h2>",
         _differences(rows),
     ]

@@ -19,7 +19,7 @@ def make_table(rows: Sequence[Row], times: StepTimes, title: str) -> Table:
     table = Table(
         title=title,
         title_justify="left",
-        caption="\n".join(legend(rows)),
+        caption="\n".join(legend(rows, times)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,

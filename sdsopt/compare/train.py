@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -14,12 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sdsopt.compare.grid import Run
+from sdsopt.compare.probe import Probe
 from sdsopt.compare.records import Record
 from sdsopt.compare.task import Task
-from sdsopt.diagnostics.conditioning import median_condition_numbers
 from sdsopt.pairs import find_pairs
 
-_KAPPA_POINTS = 20  # per run, evenly spaced
 _WARM_UP = 0.1  # share of the steps
 
 
@@ -67,8 +65,10 @@ def train(task: Task, run: Run, fingerprint: str, watch: Watch | None = None) ->
     with reproducible(run.seed):
         model, optimizer = build(task, run)
         with watch(model, optimizer) if watch else nullcontext():
-            curve = _optimize(task, run, model, optimizer)
-        accuracy = None if curve.diverged else _evaluate(task, model)
+            probe = Probe(find_pairs(model) if run.method.adapts else (), run.method.correction, run.steps)
+            losses, diverged = _optimize(task, run, model, optimizer, probe)
+        accuracy = None if diverged else _evaluate(task, model)
+        spectra = ((), (), ()) if diverged else probe.spectra()
     return Record(
         fingerprint=fingerprint,
         key=run.key,
@@ -78,49 +78,42 @@ def train(task: Task, run: Run, fingerprint: str, watch: Watch | None = None) ->
         seed=run.seed,
         rank=run.rank,
         steps=run.steps,
-        losses=tuple(curve.losses),
-        diverged=curve.diverged,
+        losses=tuple(losses),
+        diverged=diverged,
         accuracy=accuracy,
-        kappa_steps=tuple(curve.kappa_steps),
-        kappa_A=tuple(a for a, _ in curve.kappas),
-        kappa_B=tuple(b for _, b in curve.kappas),
+        kappa_steps=tuple(probe.kappa_steps),
+        kappa_A=tuple(a for a, _ in probe.kappas),
+        kappa_B=tuple(b for _, b in probe.kappas),
         seconds=round(time.perf_counter() - started, 3),
+        spectrum_A=spectra[0],
+        spectrum_B=spectra[1],
+        spectrum_product=spectra[2],
+        alignment_steps=tuple(probe.alignment_steps),
+        alignment=tuple(probe.alignments),
     )
 
 
-@dataclass
-class _Curve:
-    losses: list[float] = field(default_factory=list)
-    kappa_steps: list[int] = field(default_factory=list)
-    kappas: list[tuple[float | None, float | None]] = field(default_factory=list)
-    diverged: bool = False
-
-
-def _optimize(task: Task, run: Run, model: nn.Module, optimizer: Optimizer) -> _Curve:
-    curve = _Curve()
-    pairs = find_pairs(model) if run.method.adapts else ()
+def _optimize(task: Task, run: Run, model: nn.Module, optimizer: Optimizer, probe: Probe) -> tuple[list[float], bool]:
+    """Returns the losses, and whether they stopped being finite."""
+    losses: list[float] = []
     peaks = [group["lr"] for group in optimizer.param_groups]
-    interval = max(1, run.steps // _KAPPA_POINTS)
 
     for step, batch in enumerate(islice(task.batches(run.seed), run.steps)):
-        if pairs and step % interval == 0:
-            curve.kappa_steps.append(step)
-            curve.kappas.append(median_condition_numbers(pairs))
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * _schedule(step, run.steps)
         optimizer.zero_grad()
-        loss = task.loss(model, batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            curve.diverged = True
-            return curve
-        curve.losses.append(value)
-        loss.backward()
+        with probe.around(step):
+            loss = task.loss(model, batch)
+            value = loss.item()
+            if not math.isfinite(value):
+                return losses, True
+            losses.append(value)
+            loss.backward()
         optimizer.step()
 
-    if len(curve.losses) < run.steps:
-        raise ValueError(f"{task.name}.batches ended after {len(curve.losses)} of {run.steps} steps")
-    return curve
+    if len(losses) < run.steps:
+        raise ValueError(f"{task.name}.batches ended after {len(losses)} of {run.steps} steps")
+    return losses, False
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from sdsopt.errors import UnsupportedGradientError
 from sdsopt.pairs import LoRAPair
+from sdsopt.pairs.pair import whole_shape
+
+
+def is_linear_pair(pair: LoRAPair) -> bool:
+    """Tells whether a pair's factors are those of one matrix, so that its full gradient can be one too."""
+    return pair.num_blocks == 1 and pair.A.ndim == 2
 
 
 class FullGradients:
@@ -22,16 +28,19 @@ class FullGradients:
 
     Args:
         pairs: The pairs whose layers are watched.
+        strict: Whether a layer that is not called as a linear one, x (..., n) to (..., m), is an error in its forward;
+            otherwise it has no gradient here.
 
     Raises:
         UnsupportedGradientError: A layer is no linear one.
     """
 
-    def __init__(self, pairs: Sequence[LoRAPair]) -> None:
+    def __init__(self, pairs: Sequence[LoRAPair], *, strict: bool = True) -> None:
+        self._strict = strict
         self._sums: dict[LoRAPair, Tensor] = {}
         self._removers: list[Callable[[], None]] = []
         for pair in pairs:
-            if pair.num_blocks != 1 or pair.A.ndim != 2:
+            if not is_linear_pair(pair):
                 raise UnsupportedGradientError(
                     f"the full gradient of {pair.name} cannot be captured: only linear layers can be watched"
                 )
@@ -65,8 +74,14 @@ class FullGradients:
     def _hook(self, pair: LoRAPair) -> Callable[[nn.Module, Any, Tensor], None]:
         def after_forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
             del module
-            x: Tensor = inputs[0]
-            if output.requires_grad:  # not the first of the two forward passes under gradient checkpointing
+            x: Any = inputs[0] if inputs else None
+            if not _is_linear_call(pair, x, output):
+                if self._strict:
+                    raise UnsupportedGradientError(
+                        f"the full gradient of {pair.name} cannot be captured: its layer is not called with one "
+                        "tensor of its input's width"
+                    )
+            elif output.requires_grad:  # not the first of the two forward passes under gradient checkpointing
                 output.register_hook(lambda delta: self._add(pair, x.detach(), delta))
 
         return after_forward
@@ -76,3 +91,10 @@ class FullGradients:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             G = delta.flatten(0, -2).to(dtype).mT @ x.flatten(0, -2).to(dtype)  # (m, k) @ (k, n)
             self._sums[pair] = self._sums[pair] + G if pair in self._sums else G
+
+
+def _is_linear_call(pair: LoRAPair, x: Any, output: Any) -> bool:
+    if not (isinstance(x, Tensor) and isinstance(output, Tensor) and x.is_floating_point()):
+        return False
+    m, n = pair.blocks.shape_B(whole_shape(pair.B))[1], pair.blocks.shape_A(whole_shape(pair.A))[2]
+    return x.ndim > 0 and x.shape[-1] == n and output.shape == (*x.shape[:-1], m)

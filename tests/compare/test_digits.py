@@ -82,5 +82,6 @@ def test_the_whole_comparison(tmp_path: Path) -> None:
     assert [row.method for row in comparison.rows] == ["full", "lora", "sds"]
     assert all(min(record.losses) < record.losses[0] and record.accuracy for record in comparison.records)
     assert comparison.title == "digits: LoRA rank 2, 20 steps"
-    figures = ["loss_curves.png", "lr_sensitivity.png", "condition_numbers.png", "cost.png"]  # one seed: no differences
+    names = ["loss_curves", "lr_sensitivity", "condition_numbers", "spectra", "alignment", "cost"]  # one seed
+    figures = [f"{name}.png" for name in names]
     assert [path.name for path in comparison.save_report()] == ["report.html", "table.md", *figures]

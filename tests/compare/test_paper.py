@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from sdsopt.cli import main
 from sdsopt.compare import DigitsTask, Settings
 from sdsopt.compare import paper as paper_module
-from sdsopt.compare.paper import Claim, convergence, reproduce
+from sdsopt.compare.difference import paired_difference
+from sdsopt.compare.paper import Claim, Finding, Outcome, convergence, reproduce
+from sdsopt.compare.paper.claim import is_above, is_below
 from sdsopt.compare.tasks.prepared import in_memory
 
 TINY = {"vision": DigitsTask(width=16, layers=1, pretraining_steps=5)}
@@ -34,7 +37,7 @@ def test_every_claim_has_a_verdict_numbers_and_a_figure(tmp_path: Path) -> None:
     assert [claim.name for claim in paper.claims] == ["effective-rank", "alignment", "convergence", "losses"]
     for claim in paper.claims:
         assert claim.findings
-        assert all(re.search(r"\d", text) for text, _ in claim.findings)
+        assert all(re.search(r"\d", finding.text) for finding in claim.findings)
         assert claim.verdict in ("reproduced", "partly reproduced", "not reproduced here")
     html, *figures = paper.save_report()
     text = html.read_text(encoding="utf8")
@@ -44,11 +47,41 @@ def test_every_claim_has_a_verdict_numbers_and_a_figure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("held", "verdict"),
-    [((True, True), "reproduced"), ((True, False), "partly reproduced"), ((False,), "not reproduced here")],
+    [("✓✓", "reproduced (2 of 2)"), ("✓–✗", "partly reproduced (1 of 3)"), ("–✗", "not reproduced here (0 of 2)")],
 )
-def test_verdicts_follow_the_findings(held: tuple[bool, ...], verdict: str) -> None:
-    claim = Claim("name", "statement", tuple(("text", holds) for holds in held), "", None)  # pyright: ignore
-    assert claim.verdict == verdict
+def test_verdicts_follow_the_findings(held: str, verdict: str) -> None:
+    findings = tuple(Finding("text", Outcome(mark)) for mark in held)
+    claim = Claim("name", "statement", findings, "", None)  # pyright: ignore
+    assert f"{claim.verdict} ({claim.count})" == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "above"),
+    [
+        ((1.0, 1.1, 0.9, 1.0, 1.2), "✓"),
+        ((0.1, 0.2, 0.1, 0.0, 0.2), "✗"),
+        ((0.1, 1.0, 0.2, 0.9, 0.5), "–"),  # the interval holds the threshold
+        ((1.0, 1.1, 0.9, 1.0), "–"),  # too few seeds
+        ((math.inf, 1.1, 0.9, 1.0, 1.2), "–"),
+    ],
+)
+def test_outcomes_follow_the_interval(values: tuple[float, ...], above: str) -> None:
+    found = paired_difference(values, (0.0,) * len(values))
+    assert is_above(found, 0.5).value == above
+    assert is_below(found, 0.5).value == above.translate(str.maketrans("✓✗", "✗✓"))
+
+
+@pytest.mark.parametrize(
+    ("counts", "exponent"),
+    [
+        ((10, 100), 1.0),
+        ((10, 10), 0.0),
+        ((10, 300), math.log10(30)),  # a lower bound: the limit was reached
+        ((300, 300), math.inf),  # it never converged, which is no independence
+    ],
+)
+def test_exponents(counts: tuple[int, ...], exponent: float) -> None:
+    assert convergence.exponent(counts) == pytest.approx(exponent)
 
 
 def test_steps_are_counted_as_the_formula_says() -> None:

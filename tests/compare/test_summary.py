@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -40,6 +41,11 @@ def record(method: str, lr: float, seed: int, loss: float, accuracy: float | Non
         kappa_A=(2.0, 3.0) if adapts else (),
         kappa_B=(None, 4.0) if adapts else (),
         seconds=1.0,
+        spectrum_A=(2.0, 1.0) if adapts else (),
+        spectrum_B=(3.0, 1.0) if adapts else (),
+        spectrum_product=(5.0, 0.5) if adapts else (),
+        alignment_steps=(0, 5) if adapts else (),
+        alignment=(0.3, 0.4) if adapts else (),
     )
 
 
@@ -198,9 +204,21 @@ TIMES = {("sgd", 8, "lora"): 1.0, ("sgd", 8, "sds"): 1.2}
 def test_figures(tmp_path: Path) -> None:
     both = records() + [record("lora", 0.1, seed, 1.0, inner="adamw") for seed in range(2)]
     paths = save_figures(summarise(both), TIMES, tmp_path / "new", "title")
-    names = ["loss_curves.png", "lr_sensitivity.png", "differences.png", "condition_numbers.png", "cost.png"]
-    assert [path.name for path in paths] == names
+    names = ["loss_curves", "lr_sensitivity", "differences", "condition_numbers", "spectra", "alignment", "cost"]
+    assert [path.name for path in paths] == [f"{name}.png" for name in names]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_records_of_earlier_versions_are_read_and_drawn(tmp_path: Path) -> None:
+    """They have neither spectra nor alignments; beside newer ones, only their methods are left out."""
+    new = ("spectrum_A", "spectrum_B", "spectrum_product", "alignment_steps", "alignment")
+    stored = [json.loads(json.dumps(r.to_json())) for r in records()]
+    old = [Record.from_json({name: x for name, x in data.items() if name not in new}) for data in stored]
+    assert all(r.alignment == r.spectrum_A == () for r in old)
+    found = [path.stem for path in save_figures(summarise(old), TIMES, tmp_path, "t")]
+    assert found == ["loss_curves", "lr_sensitivity", "differences", "condition_numbers", "cost"]
+    mixed = [r if r.method == "sds" else before for r, before in zip(records(), old, strict=True)]
+    assert {"spectra", "alignment"} <= {path.stem for path in save_figures(summarise(mixed), TIMES, tmp_path, "t")}
 
 
 def test_only_figures_that_there_is_something_for(tmp_path: Path) -> None:
@@ -213,7 +231,7 @@ def test_the_report_stands_alone_and_is_the_same_each_time() -> None:
     html = make_report(found, TIMES, "a <title>")
     assert html == make_report(found, TIMES, "a <title>")
     assert "<h1>a &lt;title&gt;</h1>" in html
-    assert html.count("data:image/svg+xml;base64,") == 5
+    assert html.count("data:image/svg+xml;base64,") == 7
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     for text in ("1.560 ± 0.014", "[-0.5000, -0.5000]", "too few seeds", "1 run diverged"):
         assert text in html

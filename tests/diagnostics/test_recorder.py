@@ -218,6 +218,25 @@ def test_only_linear_layers_can_be_watched() -> None:
         FullGradients(find_pairs(model))
 
 
+def test_a_layer_that_is_not_called_as_a_linear_one() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = lora_linear(12, 10, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x=x)
+
+    model = ByKeyword()
+    pairs = find_pairs(model)
+    x = torch.randn(3, 10, dtype=model.layer.A.dtype)
+    with FullGradients(pairs), pytest.raises(UnsupportedGradientError, match=r"of layer\[default\] cannot be captured"):
+        model(x)
+    with FullGradients(pairs, strict=False) as full:
+        model(x).sum().backward()
+        assert not full.gradients
+
+
 def test_the_full_gradient_of_a_peft_layer_is_its_base_weights() -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False, lora_dropout=0.0)

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdsopt.compare.figures.alignments import draw_alignments, has_alignments
 from sdsopt.compare.figures.conditions import draw_conditions, has_conditions
 from sdsopt.compare.figures.cost import draw_cost
 from sdsopt.compare.figures.differences import draw_differences, has_differences
 from sdsopt.compare.figures.losses import draw_losses
 from sdsopt.compare.figures.sensitivity import draw_sensitivity
+from sdsopt.compare.figures.spectra import draw_spectra, has_spectra
 from sdsopt.compare.figures.style import Draw
 from sdsopt.compare.step_time import StepTimes
 from sdsopt.compare.summary import Row
@@ -40,6 +42,10 @@ def make_figures(rows: Sequence[Row], times: StepTimes, title: str) -> Iterator[
         drawn.append(("differences", draw_differences))
     if has_conditions(rows):
         drawn.append(("condition_numbers", draw_conditions))
+    if has_spectra(rows):
+        drawn.append(("spectra", draw_spectra))
+    if has_alignments(rows):
+        drawn.append(("alignment", draw_alignments))
     if times:
         drawn.append(("cost", draw_cost(times)))
     for name, draw in drawn:

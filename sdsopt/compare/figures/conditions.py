@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from sdsopt.compare.figures.style import (
-    band,
-    in_section,
-    marker,
-    panels,
-    plain_numbers,
-    section_names,
-    section_title,
-    style,
-)
+from sdsopt.compare.figures.style import draw_band, in_section, panels, plain_numbers, section_names, section_title
 from sdsopt.compare.records import Record
 from sdsopt.compare.summary import Row
 
@@ -45,11 +36,7 @@ def draw_conditions(figure: Figure, rows: Sequence[Row]) -> None:
                     [k for record in row.best.records if (k := kappas_of(record)[i]) is not None]
                     for i in range(len(steps))
                 ]
-                defined = [i for i, found in enumerate(values) if found]
-                low, middle, high = band([values[i] for i in defined])
-                shown, look = [steps[i] for i in defined], style(rows, row.method)
-                panel.plot(shown, middle, marker=marker(rows, row.method), markersize=3, label=row.method, **look)
-                panel.fill_between(shown, low, high, color=look["color"], alpha=0.12, linewidth=0)
+                draw_band(panel, rows, row.method, steps, values)
             panel.set(title=f"{label}, {section_title(rows, inner, rank)}", yscale="log")
             panel.yaxis.set_major_formatter(plain_numbers)
         line[0].set_ylabel("condition number\n(median over pairs)")

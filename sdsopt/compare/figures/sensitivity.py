@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sdsopt.compare.figures.style import in_section, marker, panels, section_names, section_title, style
+from sdsopt.compare.figures.style import in_section, marker, panels, plain_ticks, section_names, section_title, style
 from sdsopt.compare.summary import Row
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def draw_sensitivity(figure: Figure, rows: Sequence[Row]) -> None:
                 **style(rows, row.method),
             )
         panel.set(title=section_title(rows, inner, rank), xlabel="learning rate", xscale="log", yscale="log")
+        plain_ticks(panel.xaxis, panel.yaxis)
         # A run that diverged has no height: crosses along the top edge, at its rate.
         for row in members:
             rates = [cell.lr for cell in row.cells if not math.isfinite(cell.loss.mean)]
@@ -45,4 +46,4 @@ def draw_sensitivity(figure: Figure, rows: Sequence[Row]) -> None:
                     clip_on=False,
                 )
         panel.legend(frameon=False, fontsize=8)
-    line[0].set_ylabel("final train loss (mean ± std)\n× diverged")
+    line[0].set_ylabel("final train loss (mean ± std)" + ("\n× diverged" if any(row.diverged for row in rows) else ""))

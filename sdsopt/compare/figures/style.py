@@ -9,6 +9,7 @@ from sdsopt.compare.summary import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart with any colour vision; markers and dashes say the same again.
@@ -43,6 +44,7 @@ def panels(figure: Figure, lines: int, columns: int, *, height: float = 3.2, sha
     for panel in made.flat:
         panel.grid(True, which="major", color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
     return [list(line) for line in made]
 
 
@@ -62,9 +64,32 @@ def band(columns: Sequence[Sequence[float]]) -> tuple[list[float], list[float], 
     return [min(c) for c in columns], [sum(c) / len(c) for c in columns], [max(c) for c in columns]
 
 
+def draw_band(
+    panel: Axes, rows: Sequence[Row], method: str, x: Sequence[float], columns: Sequence[Sequence[float]]
+) -> None:
+    """Draws a method's mean over seeds and their range; where no seed has a value, nothing."""
+    shown = [(at, column) for at, column in zip(x, columns, strict=True) if column]
+    low, middle, high = band([column for _, column in shown])
+    at, look = [at for at, _ in shown], style(rows, method)
+    panel.plot(at, middle, marker=marker(rows, method), markersize=3, label=method, **look)
+    panel.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
+
+
 def plain_numbers(value: float, _position: float) -> str:
     """Formats a tick without powers of ten."""
     return f"{value:g}"
+
+
+def plain_ticks(*axes: Axis) -> None:
+    """Labels logarithmic axes without powers of ten; between these only where an axis spans no decade."""
+    for axis in axes:
+
+        def minor(value: float, _position: float, axis: Axis = axis) -> str:
+            low, high = axis.get_view_interval()
+            return f"{value:.3g}" if high < 10 * low else ""
+
+        axis.set_major_formatter(plain_numbers)
+        axis.set_minor_formatter(minor)
 
 
 def _position(rows: Sequence[Row], method: str) -> int:

@@ -10,7 +10,7 @@ from sdsopt.compare.api import Comparison, compare
 from sdsopt.compare.figures import to_svg
 from sdsopt.compare.grid import Settings
 from sdsopt.compare.observer import Observer
-from sdsopt.compare.paper.claim import Claim
+from sdsopt.compare.paper.claim import OUTCOMES, Claim, Finding, Outcome
 from sdsopt.compare.paper.convergence import convergence_claim
 from sdsopt.compare.paper.gradients import alignment_claim, effective_rank_claim, record_gradients
 from sdsopt.compare.paper.losses import loss_claim
@@ -18,7 +18,7 @@ from sdsopt.compare.paper.report import make_paper_report
 from sdsopt.compare.task import Task
 from sdsopt.compare.tasks import DigitsTask, LanguageTask
 
-__all__ = ["TASKS", "Claim", "Paper", "reproduce"]
+__all__ = ["OUTCOMES", "TASKS", "Claim", "Finding", "Outcome", "Paper", "reproduce"]
 
 TASKS: Mapping[str, Task] = {
     "vision": DigitsTask(),
@@ -26,7 +26,7 @@ TASKS: Mapping[str, Task] = {
     "language": LanguageTask(width=64, layers=2, length=64, pretraining_steps=500),
 }
 
-_SETTINGS = Settings(corrections=("lora", "sds", "sds-split"), inner=("adamw",), seeds=range(5), steps=100)
+_SETTINGS = Settings(corrections=("lora", "sds", "sds-split"), inner=("adamw",), seeds=range(5))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def reproduce(
     claims = (
         effective_rank_claim(courses),
         alignment_claim(courses),
-        convergence_claim(),
+        convergence_claim(settings.seeds, jobs),
         loss_claim(comparisons),
     )
     observer.closed()

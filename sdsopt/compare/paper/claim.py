@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
+
+from sdsopt.compare.difference import MIN_SEEDS, Difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,6 +16,46 @@ PARTLY = "partly reproduced"
 NOT = "not reproduced here"
 
 
+class Outcome(Enum):
+    """What a measurement says of a claim; the value is the mark that it is shown with."""
+
+    AS_CLAIMED = "✓"
+    UNDECIDED = "–"
+    OPPOSITE = "✗"
+
+
+OUTCOMES = "✓ as claimed, – no difference beyond noise, ✗ the opposite: by the 95 % interval over seeds, in brackets"
+
+
+def is_above(found: Difference | None, threshold: float = 0.0) -> Outcome:
+    """Decides by the 95 % interval over seeds whether a mean lies above a threshold, as is claimed."""
+    if found is None or len(found.by_seed) < MIN_SEEDS:
+        return Outcome.UNDECIDED
+    if found.low > threshold:
+        return Outcome.AS_CLAIMED
+    return Outcome.OPPOSITE if found.high < threshold else Outcome.UNDECIDED
+
+
+def is_below(found: Difference | None, threshold: float = 0.0) -> Outcome:
+    """As `is_above`, where the claim is that the mean lies below."""
+    turned = {Outcome.AS_CLAIMED: Outcome.OPPOSITE, Outcome.OPPOSITE: Outcome.AS_CLAIMED}
+    outcome = is_above(found, threshold)
+    return turned.get(outcome, outcome)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measurement.
+
+    Attributes:
+        text: What was measured, with its number and the interval of it.
+        outcome: Whether that is as the paper says.
+    """
+
+    text: str
+    outcome: Outcome
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim with its evidence.
@@ -20,19 +63,25 @@ class Claim:
     Attributes:
         name: A short name, also for its figure's file.
         statement: What the paper says.
-        findings: What was measured, each a sentence with its number, and whether it is as the paper says.
+        findings: What was measured.
         remark: How to read it.
         figure: The evidence as a picture.
     """
 
     name: str
     statement: str
-    findings: tuple[tuple[str, bool], ...]
+    findings: tuple[Finding, ...]
     remark: str
     figure: Figure
 
     @property
     def verdict(self) -> str:
-        """By the findings: all, some or none."""
-        held = [holds for _, holds in self.findings]
+        """By the findings: all, some or none as claimed."""
+        held = [finding.outcome is Outcome.AS_CLAIMED for finding in self.findings]
         return REPRODUCED if all(held) else PARTLY if any(held) else NOT
+
+    @property
+    def count(self) -> str:
+        """How many findings the verdict rests on."""
+        held = sum(finding.outcome is Outcome.AS_CLAIMED for finding in self.findings)
+        return f"{held} of {len(self.findings)}"

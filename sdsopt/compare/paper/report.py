@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from sdsopt.compare.paper.claim import NOT, REPRODUCED, Claim
+from sdsopt.compare.paper.claim import NOT, OUTCOMES, REPRODUCED, Claim
 from sdsopt.compare.report import figure_html, page
 
 _TITLE = "SDS-LoRA's claims, measured here"
@@ -22,10 +22,11 @@ def make_paper_report(claims: Sequence[Claim], figures: Mapping[str, bytes]) -> 
         f"<h1>{_TITLE}</h1>",
         "<p>Source: SDS-LoRA, arXiv 2606.16454. Small models on two cores: a claim that is not reproduced here may "
         "still hold at the paper's scale, and the other way round.</p>",
+        f"<p>{OUTCOMES} (percentile bootstrap of the mean).</p>",
         f'<div class="wide"><table class="claims">{rows}</table></div>',
     ]
     for letter, claim in zip("abcdefgh", claims, strict=False):
-        lines = "".join(f"<li>{'✓' if holds else '✗'} {escape(text)}</li>" for text, holds in claim.findings)
+        lines = "".join(f"<li>{found.outcome.value} {escape(found.text)}</li>" for found in claim.findings)
         parts += [
             f'<section id="{claim.name}">',
             figure_html(f"({letter}) {claim.verdict}: {claim.statement}", figures[claim.name]),
@@ -37,4 +38,4 @@ def make_paper_report(claims: Sequence[Claim], figures: Mapping[str, bytes]) -> 
 
 
 def _verdict(claim: Claim) -> str:
-    return f'<td class="{_CLASSES.get(claim.verdict, "")}">{claim.verdict}</td>'
+    return f'<td class="{_CLASSES.get(claim.verdict, "")}">{claim.verdict} ({claim.count})</td>'
