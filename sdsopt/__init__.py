@@ -3,12 +3,14 @@
 from sdsopt._version import __version__
 from sdsopt.constructors import SDSSGD, SDSAdamW
 from sdsopt.corrections import (
+    AltLoRA,
     Correction,
     Factors,
     GramPower,
     KeepNorm,
     LearningRates,
     PairTensors,
+    TrackBasis,
     available_corrections,
     register_correction,
 )
@@ -20,6 +22,7 @@ from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, 
 from sdsopt.recorder import Recorder
 
 __all__ = [
+    "AltLoRA",
     "Correction",
     "Factors",
     "GramPower",
@@ -36,6 +39,7 @@ __all__ = [
     "SDSPreconditioner",
     "SDSSGD",
     "Skipped",
+    "TrackBasis",
     "__version__",
     "attach",
     "available_corrections",

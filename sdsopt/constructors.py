@@ -36,6 +36,8 @@ class SDSAdamW(SDSPreconditioner):
         inverse_root: Method for the roots.
         rescale: "grad_norm" or None.
         max_grad_norm: Clips corrected gradients.
+        transport: "moments" or None.
+        rebalance_every: Number of steps, or None.
 
     Raises:
         NoPairsError: No parameter is linked to a pair.
@@ -57,6 +59,8 @@ class SDSAdamW(SDSPreconditioner):
         inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
+        transport: Literal["moments"] | None = None,
+        rebalance_every: int | None = None,
     ) -> None:
         inner = AdamW(params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, fused=fused)
         super().__init__(
@@ -67,6 +71,8 @@ class SDSAdamW(SDSPreconditioner):
             inverse_root=inverse_root,
             rescale=rescale,
             max_grad_norm=max_grad_norm,
+            transport=transport,
+            rebalance_every=rebalance_every,
         )
 
 
@@ -89,6 +95,8 @@ class SDSSGD(SDSPreconditioner):
         inverse_root: Method for the roots.
         rescale: "grad_norm" or None.
         max_grad_norm: Clips corrected gradients.
+        transport: "moments" or None.
+        rebalance_every: Number of steps, or None.
 
     Raises:
         NoPairsError: No parameter is linked to a pair.
@@ -110,6 +118,8 @@ class SDSSGD(SDSPreconditioner):
         inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
+        transport: Literal["moments"] | None = None,
+        rebalance_every: int | None = None,
     ) -> None:
         inner = SGD(params, lr, momentum, dampening, weight_decay, nesterov, foreach=foreach, fused=fused)
         super().__init__(
@@ -120,6 +130,8 @@ class SDSSGD(SDSPreconditioner):
             inverse_root=inverse_root,
             rescale=rescale,
             max_grad_norm=max_grad_norm,
+            transport=transport,
+            rebalance_every=rebalance_every,
         )
 
 

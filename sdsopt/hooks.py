@@ -133,6 +133,11 @@ def _require_linear(correction: Correction, asked: str | Correction) -> None:
             f"{asked!r} maps the step that the optimizer takes, which backward hooks never see; "
             f"use SDSPreconditioner(optimizer, model, correction={asked!r}), or attach sds or scaled"
         )
+    if correction.uses_step or correction.carries_moments or correction.rebalance_every is not None:
+        raise UnsupportedCorrectionError(
+            f"{asked!r} acts between the optimizer's steps (it takes turns, carries moments or rebalances), which "
+            f"backward hooks never see; use SDSPreconditioner(optimizer, model, correction={asked!r}), or attach sds"
+        )
     if not correction.linear_per_factor:
         raise UnsupportedCorrectionError(
             f"{asked!r} needs both gradients of a pair, or the whole accumulated gradient, or keeps a factor from "

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
-from torch.optim import LBFGS, Optimizer, SparseAdam
+from torch.optim import Optimizer
 from torch.profiler import record_function
 
 from sdsopt.corrections import Correction, make_correction
 from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
-from sdsopt.errors import NoPairsError, UnsupportedOptimizerError
+from sdsopt.errors import NoPairsError
+from sdsopt.inner import require_mappable, require_usable
 from sdsopt.linalg import InverseRoot
+from sdsopt.moments import moments_of, require_known_moments, require_moments
 from sdsopt.pairs import LoRAPair, require_pairs
-from sdsopt.weight_decay import decoupled_decay, require_separable_decay
+from sdsopt.weight_decay import decoupled_decay
 
 _T = TypeVar("_T")
-
-# Optimizers that estimate the Hessian, by class name: they come from packages that may not be installed.
-_NEEDS_GRAPH = {"Adahessian", "AdaHessian"}
 
 
 def _with_instance_hooks(step: Callable[..., _T]) -> Callable[..., _T]:
@@ -75,18 +73,26 @@ class SDSPreconditioner(Optimizer):
             tuned for plain LoRA with SGD carries over. None (default) does not.
         max_grad_norm: Clips the norm of all gradients of a step together, as `torch.nn.utils.clip_grad_norm_` does,
             but after the correction. None (default) does not clip. Turn off the trainer's own clipping with it.
+        transport: "moments" lets the inner optimizer's momentum and second moments follow the bases in which it is
+            given gradients, from step to step (see `TrackBasis`). None (default) does so only where the correction is
+            defined with it, as "altlora" is. It doubles the r×r work of a step.
+        rebalance_every: After how many steps A and B are replaced by balanced factors of the same product, with the
+            moments carried along. None (default) leaves them. Do not average such factors over steps (EMA).
 
     Raises:
         DoubleCorrectionError: `sdsopt.attach` corrects the model's gradients already.
         NoPairsError: The model has no LoRA pair, or the optimizer owns none of their parameters.
         PairShapeError: Two factors of a pair do not fit together.
         UnknownCorrectionError: No correction has that name.
-        UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS), takes sparse gradients only
-            (SparseAdam), is wrapped already, or is no `torch.optim.Optimizer`; or the correction maps updates and the
-            optimizer's weight decay cannot be told from its update, or it has no learning rate and the correction
-            needs one.
-        ValueError: `damping` is negative or not finite, `max_grad_norm` is not positive, or `inverse_root` or
-            `rescale` is unknown.
+        UnsupportedCorrectionError: `transport` or `rebalance_every` with a correction or a pair that has no bases to
+            follow.
+        UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS, SAM), differentiates twice
+            (SophiaH), takes sparse gradients only (SparseAdam), corrects LoRA gradients itself, or is no
+            `torch.optim.Optimizer`; or the correction maps the optimizer's step, and this holds more than can be told
+            apart (schedule-free ones, Prodigy with weight decay), or the correction needs a learning rate and the
+            optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps.
+        ValueError: `damping` is negative or not finite, `max_grad_norm` or `rebalance_every` is not positive, or
+            `inverse_root`, `rescale` or `transport` is unknown.
     """
 
     # Else GradScaler would leave unscaling to the inner optimizer, which never hears of the scale.
@@ -102,13 +108,19 @@ class SDSPreconditioner(Optimizer):
         inverse_root: str | InverseRoot = "auto",
         rescale: Literal["grad_norm"] | None = None,
         max_grad_norm: float | None = None,
+        transport: Literal["moments"] | None = None,
+        rebalance_every: int | None = None,
     ) -> None:
-        _check_inner(optimizer)
+        require_usable(optimizer)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
-        recipe = Recipe.of(correction, damping, inverse_root, rescale)
+        recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
-        _require_mappable(optimizer, recipe.correction, optimizer.param_groups)
+        require_mappable(optimizer, recipe.correction, optimizer.param_groups)
+        if recipe.tracks_bases:
+            require_known_moments(optimizer)
+        if transport is not None:
+            require_moments(optimizer)
         if not engine.owned_pairs(optimizer.param_groups):
             raise NoPairsError(_owns_none(optimizer, engine))
         self._adopt(optimizer, engine)
@@ -168,7 +180,8 @@ class SDSPreconditioner(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         decay_of = functools.partial(decoupled_decay, self._inner)
-        with self._engine.corrected(self.param_groups, decay_of) as corrected:
+        known_moments = functools.partial(moments_of, self._inner)
+        with self._engine.corrected(self.param_groups, decay_of, known_moments) as corrected:
             if not corrected:
                 self._warn_no_gradient()
             self._inner.step()
@@ -215,7 +228,7 @@ class SDSPreconditioner(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the inner optimizer."""
-        _require_mappable(self._inner, self.correction, [{**self.defaults, **param_group}])
+        require_mappable(self._inner, self.correction, [{**self.defaults, **param_group}])
         self._inner.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -254,41 +267,6 @@ class SDSPreconditioner(Optimizer):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.correction}, {len(self.pairs)} LoRA pairs)\n{self._inner!r}"
-
-
-def _check_inner(optimizer: Optimizer) -> None:
-    if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UnsupportedOptimizerError(
-            f"expected a torch.optim.Optimizer instance as first argument, got {optimizer!r}; "
-            "build the optimizer first: SDSPreconditioner(torch.optim.AdamW(params, lr=2e-4), model)"
-        )
-    name = type(optimizer).__name__
-    if isinstance(optimizer, SDSPreconditioner):
-        raise UnsupportedOptimizerError("the optimizer is an SDSPreconditioner already; wrap its .inner instead")
-    if isinstance(optimizer, SparseAdam):
-        raise UnsupportedOptimizerError(f"{name} takes only sparse gradients, and LoRA's are dense; use Adam or AdamW")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    needs_closure = closure is not None and closure.default is inspect.Parameter.empty
-    if name in _NEEDS_GRAPH:
-        raise UnsupportedOptimizerError(
-            f"{name} differentiates the gradients a second time, and corrected ones have no graph; use AdamW or SGD"
-        )
-    if isinstance(optimizer, LBFGS) or needs_closure:
-        raise UnsupportedOptimizerError(
-            f"{name} evaluates the loss anew inside its step, after the gradients were corrected, and so would undo "
-            "the correction; use an optimizer that takes one gradient a step, such as AdamW or SGD"
-        )
-
-
-def _require_mappable(optimizer: Optimizer, correction: Correction, groups: list[dict[str, Any]]) -> None:
-    """Refuses an optimizer whose steps the correction cannot map."""
-    if correction.uses_updates:
-        require_separable_decay(optimizer, groups)
-    if correction.uses_learning_rates and any(group.get("lr") is None for group in groups):
-        raise UnsupportedOptimizerError(
-            f"{correction} takes the length of its steps from the learning rate, and {type(optimizer).__name__} has "
-            'no "lr" in its param groups; use an optimizer with a learning rate of its own, such as SGD with momentum'
-        )
 
 
 def _owns_none(optimizer: Optimizer, engine: StepEngine) -> str:

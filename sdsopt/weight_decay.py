@@ -9,16 +9,41 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sdsopt.errors import UnsupportedOptimizerError
+from sdsopt.nesting import nested
 
 # The names under which optimizers say whether their decay is decoupled, in the param group or on themselves.
-_FLAGS = ("decoupled_weight_decay", "decouple_weight_decay", "weight_decouple", "_weight_decouple")
+_FLAGS = (
+    *("decoupled_weight_decay", "decouple_weight_decay", "weight_decouple", "_weight_decouple"),
+    "decouple",  # Prodigy's
+)
 # AdaBelief's: the decay is a share of its own, whatever the learning rate.
 _FIXED = ("fixed_decay", "_fixed_decay")
 # Those that always decouple it, by class name: most come from packages that may not be installed.
-_ALWAYS_DECOUPLED = {"AdaMod", "Adafactor", "Lion", "Muon", "RAdam", "Ranger", "RangerVA", "SGDW"}
-# Those whose share cannot be told from outside: AdamP and SGDP scale it step by step, and torch_optimizer's SGDW
-# shifts every weight by the same amount instead.
-_UNKNOWABLE = {("torch_optimizer", "AdamP"), ("torch_optimizer", "SGDP"), ("torch_optimizer", "SGDW")}
+_ALWAYS_DECOUPLED = {
+    *("AdaMod", "Adafactor", "Conda", "DASH", "Fira", "GaLore", "Lion", "Muon", "RAdam", "SGDW", "SOAP", "SPAM"),
+    *("SaRA", "StableSPAM"),
+}
+# bitsandbytes' own names for its methods. Its Adam decays as AdamW does.
+_BITSANDBYTES_DECOUPLED = {"adam", "ademamix", "lamb", "lion"}
+# Those whose share cannot be told from outside after a step, by package.
+_UNKNOWABLE = {
+    "torch_optimizer": {
+        *("AdamP", "SGDP"),  # scale it by what their projection finds
+        "SGDW",  # shifts every weight by the same amount
+    },
+    "pytorch_optimizer": {
+        *("Adan", "DAdaptAdan"),  # divide by 1 + lr·weight_decay, or not, as a flag says
+        "Magma",  # leaves out steps at random, with their decay
+    },
+}
+# Those of which that is true where the decay is decoupled: they find its rate in each step.
+_UNKNOWABLE_IF_DECOUPLED = {
+    "prodigyopt": {"Prodigy"},
+    "pytorch_optimizer": {
+        *("APOLLO", "AdaFactor", "AdaSmooth", "AdamP", "AdamS", "DAdaptAdaGrad", "DAdaptAdam", "DAdaptLion"),
+        *("DAdaptSGD", "Prodigy", "RAdam", "SGDP", "SOAP", "StableAdamW"),
+    },
+}
 
 
 def decoupled_decay(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> float | Tensor:
@@ -35,6 +60,7 @@ def decoupled_decay(optimizer: Optimizer, group: dict[str, Any], parameter: Tens
     Returns:
         lr·weight_decay, or 0.0.
     """
+    optimizer = nested(optimizer)[-1]
     if not group.get("weight_decay") or not _is_decoupled(optimizer, group):
         return 0.0
     if _first_setting(optimizer, group, _FIXED):
@@ -49,17 +75,28 @@ def require_separable_decay(optimizer: Optimizer, groups: Iterable[dict[str, Any
     """Refuses an optimizer whose weight decay cannot be told apart from its update.
 
     Raises:
-        UnsupportedOptimizerError: It is one of these, and a group has weight decay.
+        UnsupportedOptimizerError: It is one of these, or has one inside, and a group has weight decay.
     """
-    package, name = type(optimizer).__module__.partition(".")[0], type(optimizer).__name__
-    if (package, name) in _UNKNOWABLE and any(group.get("weight_decay") for group in groups):
-        raise UnsupportedOptimizerError(
-            f"this correction maps the update without the weight decay, and {package}'s {name} decays by a share that "
-            "cannot be told from outside; set weight_decay=0, or use a correction of gradients alone, such as sds"
-        )
+    decaying = [group for group in groups if group.get("weight_decay")]
+    for each in nested(optimizer):
+        package, name = _package(each), type(each).__name__
+        unknowable = name in _UNKNOWABLE.get(package, ())
+        unless_l2 = name in _UNKNOWABLE_IF_DECOUPLED.get(package, ())
+        if any(unknowable or (unless_l2 and _is_decoupled(each, group)) for group in decaying):
+            raise UnsupportedOptimizerError(
+                f"this correction maps the update without the weight decay, and {package}'s {name} decays by a share "
+                "that cannot be told from outside; set weight_decay=0, or use a correction of gradients alone, such as "
+                "sds"
+            )
+
+
+def _package(optimizer: Optimizer) -> str:
+    return type(optimizer).__module__.partition(".")[0]
 
 
 def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    if _package(optimizer) == "bitsandbytes":
+        return getattr(optimizer, "optimizer_name", None) in _BITSANDBYTES_DECOUPLED
     if group.get("weight_decay_type") == "direct":  # QHM
         return True
     name = type(optimizer).__name__

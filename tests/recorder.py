@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sdsopt import Correction, SDSPreconditioner
+from toy import Network
 
 
 class Recorder(torch.optim.SGD):
@@ -29,3 +31,18 @@ def corrected_gradients(
     recorder = Recorder(p for p in model.parameters() if p.requires_grad)
     SDSPreconditioner(recorder, model, correction, damping=damping, **options).step()
     return recorder.seen
+
+
+def correct_by_hand(model: nn.Module) -> None:
+    """Puts gradients corrected by `sds` in place of the model's present ones, for a bare optimizer to step on."""
+    for parameter, gradient in corrected_gradients(model, "sds").items():
+        parameter.grad = gradient
+
+
+def train_by_hand(model: Network, optimizer: Optimizer, steps: int, first: int = 0) -> None:
+    """What `train` must do to the model with the same optimizer inside the wrapper."""
+    for step in range(first, first + steps):
+        model.zero_grad()
+        model.loss(step).backward()
+        correct_by_hand(model)
+        optimizer.step()

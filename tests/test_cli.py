@@ -32,7 +32,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--corrections" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["compare", "bench", "completion"])
+@pytest.mark.parametrize("command", ["compare", "completion", "inspect", "rebalance", "bench"])
 def test_every_commands_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out

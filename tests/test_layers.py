@@ -15,15 +15,20 @@ PACKAGE = Path(sdsopt.__file__).parent
 
 # Each part may import those before it, except where `NEVER` forbids it.
 ORDER = [
+    "printable",
     "errors",
     "extras",
     "_version",
     "linalg",
     "pairs",
     "diagnostics",
+    "adapters",
     "corrections",
     "lora_plus",
+    "nesting",
     "weight_decay",
+    "inner",
+    "moments",
     "engine",
     "hooks",
     "optimizer",
@@ -31,13 +36,15 @@ ORDER = [
     "constructors",
     "__init__",
     "integrations",
+    "reference",
     "compare",
     "bench",
     "cli",
     "__main__",
 ]
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": {"weight_decay"}, "hooks": {"weight_decay"}}
-TORCH_ONLY = set(ORDER) - {"integrations", "compare", "bench", "cli", "__main__"}
+OPTIMIZERS = {"nesting", "weight_decay", "inner", "moments"}
+NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": OPTIMIZERS, "hooks": OPTIMIZERS}
+TORCH_ONLY = set(ORDER) - {"adapters", "integrations", "reference", "compare", "bench", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
 
@@ -94,7 +101,9 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 # None in sys.modules makes an import of that name fail.
 WITHOUT = """
 import sys
-for name in ("peft", "transformers", "accelerate", "numpy", "sklearn", "matplotlib", "rich", "rich_argparse", "shtab"):
+for name in ("peft", "transformers", "accelerate", "numpy", "sklearn"):
+    sys.modules[name] = None
+for name in ("matplotlib", "rich", "rich_argparse", "safetensors", "shtab"):
     sys.modules[name] = None
 """
 
@@ -119,8 +128,20 @@ def test_the_command_without_its_extra_says_what_to_install() -> None:
     assert "Traceback" not in run.stderr
 
 
+def test_adapters_without_the_extra_say_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "lora.safetensors").write_bytes(b"")
+    command = ["inspect", str(tmp_path / "lora.safetensors")]
+    run = run_python(f"{WITHOUT}from sdsopt.cli import main; sys.exit(main({command!r}))")
+    assert run.returncode == 1
+    assert run.stderr.endswith(
+        "sdsopt: error: this needs safetensors, which is not installed: pip install 'sdsopt[cli]'\n"
+    )
+    assert "Traceback" not in run.stderr
+
+
 def test_importing_the_package_imports_no_harness() -> None:
-    run = run_python("import sys, sdsopt; print([m for m in sys.modules if m.startswith(('sdsopt.compare', 'peft'))])")
+    others = ("sdsopt.adapters", "sdsopt.compare", "peft")
+    run = run_python(f"import sys, sdsopt; print([m for m in sys.modules if m.startswith({others})])")
     assert run.stdout == "[]\n", run.stderr
 
 

@@ -162,6 +162,44 @@ MODELS: dict[str, TinyModel] = {
 }
 
 
+def unet() -> nn.Module:
+    """A diffusion model with adapters on linear layers and on convolutions; needs diffusers."""
+    import diffusers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=8,
+            attention_head_dim=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        ).requires_grad_(False)
+        targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    return model
+
+
+def text_encoder() -> nn.Module:
+    """CLIP's, with adapters, as wide as the `unet` wants it."""
+    config = hf.CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hf.CLIPTextModel(config).requires_grad_(False)
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    return model
+
+
 def _adapted(build: Callable[[], nn.Module], **config: Any) -> peft.PeftModel:
     # Forked, so that building a model leaves a test's own random numbers as they were.
     with torch.random.fork_rng(devices=[]):

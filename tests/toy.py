@@ -75,12 +75,15 @@ def lora_linear(
 
 
 class Network(nn.Module):
-    """Two LoRA layers, whose ranks differ, and a head that is no pair."""
+    """Two LoRA layers, whose ranks differ, and a head that is no pair.
 
-    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    From a width of 1536 on, one factor of each has the 4096 elements and more for which optimizers keep low-bit state.
+    """
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32, width: int = 12) -> None:
         super().__init__()
-        self.first = lora_linear(12, 10, 4, seed=seed, scaling=2.0, dtype=dtype)
-        self.second = lora_linear(9, 12, 3, seed=seed + 10, scaling=0.5, dtype=dtype)
+        self.first = lora_linear(width, 10, 4, seed=seed, scaling=2.0, dtype=dtype)
+        self.second = lora_linear(9, width, 3, seed=seed + 10, scaling=0.5, dtype=dtype)
         self.head = nn.Linear(9, 3, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

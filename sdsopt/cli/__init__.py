@@ -8,18 +8,20 @@ import sys
 from collections.abc import Sequence
 
 from sdsopt._version import __version__
-from sdsopt.cli import bench, compare, completion
+from sdsopt.cli import bench, compare, completion, inspect, rebalance
 from sdsopt.cli.parser import EXIT_CODES, formatter
 from sdsopt.errors import SDSOptError
 
 # Each module has `add_parser(subparsers)`, which sets `run`: parsed arguments in, exit code out.
-_COMMANDS = (compare, bench)
+_COMMANDS = (inspect, rebalance, compare, bench)
 
 _EPILOG = f"""\
 examples:
-  sdsopt compare                    an ablation of corrections, on a task that comes with it
-  sdsopt bench                      what the correction costs on this machine
-  sdsopt COMMAND --help             the options of a command, with examples
+  sdsopt inspect out/checkpoint-500     how ill-conditioned an adapter is
+  sdsopt rebalance old-adapter new      the same update in balanced factors
+  sdsopt compare                        an ablation of corrections, on a task that comes with it
+  sdsopt bench                          what the correction costs on this machine
+  sdsopt COMMAND --help                 the options of a command, with examples
 
 {EXIT_CODES}"""
 

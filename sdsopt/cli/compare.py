@@ -11,8 +11,9 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sdsopt.cli import compare_report
+from sdsopt.cli import compare_paper, compare_report
 from sdsopt.cli.compare_report import show
+from sdsopt.cli.cores import cores
 from sdsopt.cli.parser import add_command
 from sdsopt.cli.values import listed
 from sdsopt.errors import SDSOptError
@@ -66,12 +67,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--steps", type=int, help="steps of every run (default: 150)")
     parser.add_argument("--out", default="sdsopt-results", metavar="DIR", help="results (default: ./%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget the results in DIR, instead of resuming")
-    parser.add_argument("--jobs", type=int, default=_cores(), help="processes (default: the cores, %(default)s)")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: the cores, %(default)s)")
     parser.add_argument("--dask", metavar="ADDRESS", help="compute on a Dask cluster, such as tcp://host:8786")
     parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and write no report")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
-    compare_report.add_parser(parser.add_subparsers(title="instead of training", metavar="COMMAND"))
+    others = parser.add_subparsers(title="other comparisons, and old ones", metavar="COMMAND")
+    for command in (compare_paper, compare_report):
+        command.add_parser(others)
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -167,7 +170,3 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _seeds(text: str) -> list[int]:
     values = listed(int)(text)
     return values if "," in text else list(range(*values))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

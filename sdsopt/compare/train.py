@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -51,12 +51,23 @@ def build(task: Task, run: Run) -> tuple[nn.Module, Optimizer]:
     return model, run.method.wrap(run.inner.build(groups), model)
 
 
-def train(task: Task, run: Run, fingerprint: str) -> Record:
-    """Trains with a short warm-up and a cosine to zero, and evaluates. Divergence is a result, not an error."""
+Watch = Callable[[nn.Module, Optimizer], AbstractContextManager[object]]
+
+
+def train(task: Task, run: Run, fingerprint: str, watch: Watch | None = None) -> Record:
+    """Trains with a short warm-up and a cosine to zero, and evaluates. Divergence is a result, not an error.
+
+    Args:
+        task: A prepared task.
+        run: What to train.
+        fingerprint: Copied into the record.
+        watch: Opens what looks on while the model trains, such as a `Recorder`.
+    """
     started = time.perf_counter()
     with reproducible(run.seed):
         model, optimizer = build(task, run)
-        curve = _optimize(task, run, model, optimizer)
+        with watch(model, optimizer) if watch else nullcontext():
+            curve = _optimize(task, run, model, optimizer)
         accuracy = None if curve.diverged else _evaluate(task, model)
     return Record(
         fingerprint=fingerprint,

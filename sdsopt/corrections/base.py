@@ -59,6 +59,7 @@ class Factors:
         roots_A: M_A^(-p), (e, r, r), for each p of `Correction.gram_exponents`, with M_A = A·Aᵀ.
         roots_B: M_B^(-p), (e, r, r), likewise, with M_B = Bᵀ·B.
         stored_E: The diagonal of ΔW = scaling·B·diag(E)·A (AdaLoRA), r numbers; None for a plain product.
+        step: How many steps were taken before; counted only where the correction `uses_step`.
     """
 
     stored_A: Tensor
@@ -68,6 +69,7 @@ class Factors:
     roots_A: Mapping[float, Tensor]
     roots_B: Mapping[float, Tensor]
     stored_E: Tensor | None = None
+    step: int = 0
 
     # Converted on first use only: most corrections need the roots and never look at the factors.
     @cached_property
@@ -133,6 +135,32 @@ class Correction(ABC):
         device has it, and what it returns is rounded.
         """
         return False
+
+    # Between steps. The engine does what these ask for. All that it has to remember is a number of steps, which goes
+    # into the optimizer's param groups: there every kind of checkpoint keeps it.
+
+    @property
+    def uses_step(self) -> bool:
+        """Whether `precondition` looks at `Factors.step`."""
+        return False
+
+    @property
+    def basis_exponent(self) -> float | None:
+        """The p for which corrected gradients are c·M_B^(-p)·gA and c·gB·M_A^(-p), with a number c; None without one.
+
+        Then all that the inner optimizer gathers of them are coordinates in the bases B·M_B^(-p) and M_A^(-p)·A.
+        """
+        return None
+
+    @property
+    def carries_moments(self) -> bool:
+        """Whether the inner optimizer's moments follow these bases from step to step. Needs a `basis_exponent`."""
+        return False
+
+    @property
+    def rebalance_every(self) -> int | None:
+        """After how many steps the factors are balanced, with the same product; None for never. Needs as much."""
+        return None
 
     @abstractmethod
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:

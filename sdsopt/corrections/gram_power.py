@@ -63,6 +63,11 @@ class GramPower(Correction):
         return True
 
     @property
+    def basis_exponent(self) -> float:
+        """The power p."""
+        return self.exponent
+
+    @property
     def keeps_dtype(self) -> bool:
         """True: a product with a root converts what it needs, part by part, and rounds once."""
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sdsopt.corrections.altlora import AltLoRA
 from sdsopt.corrections.base import Correction
 from sdsopt.corrections.gram_power import GramPower
 from sdsopt.corrections.lora_fa import LoRAFA
@@ -21,6 +22,7 @@ _FACTORIES: dict[str, Callable[[], Correction]] = {
     "reflora": RefLoRA,
     "lora-fa": LoRAFA,
     "lora-muon": LoRAMuon,
+    "altlora": AltLoRA,
 }
 
 

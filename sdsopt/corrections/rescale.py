@@ -8,12 +8,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
+from sdsopt.corrections.base import Factors, LearningRates, PairTensors
+from sdsopt.corrections.wrapping import Wrapping
 
 
 @final
 @dataclass(frozen=True)
-class KeepNorm(Correction):
+class KeepNorm(Wrapping):
     """Gives every corrected gradient, and update, the Frobenius norm that it had uncorrected.
 
     A learning rate tuned for plain LoRA with SGD then carries over. The norm is kept for each factor and each of
@@ -25,23 +26,6 @@ class KeepNorm(Correction):
     Attributes:
         correction: The correction whose direction is taken.
     """
-
-    correction: Correction
-
-    @property
-    def gram_exponents(self) -> tuple[float, ...]:
-        """Those of the inner correction."""
-        return self.correction.gram_exponents
-
-    @property
-    def uses_updates(self) -> bool:
-        """As the inner correction."""
-        return self.correction.uses_updates
-
-    @property
-    def uses_learning_rates(self) -> bool:
-        """As the inner correction."""
-        return self.correction.uses_learning_rates
 
     def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
         """Corrects, then restores each raw gradient's norm."""

@@ -35,26 +35,30 @@ def product_svd(A: Tensor, B: Tensor) -> ProductSVD:
         B: (..., m, r).
 
     Returns:
-        The decomposition in float64 (float32 on a device without it); NaN throughout where a factor is not finite.
+        The decomposition in float64 (float32 on a device without it); NaN throughout where a factor is not finite, or
+        the product is out of range.
     """
-    (basis_A, triangle_A), (basis_B, triangle_B), finite = _reduce(A, B)
-    left, values, right = torch.linalg.svd(triangle_B @ triangle_A.mT, full_matrices=True)
-    unknown = ~finite[..., None]
+    basis_A, basis_B, core, unknown = _reduce(A, B)
+    left, values, right = torch.linalg.svd(core, full_matrices=True)
     return ProductSVD(
-        (basis_B @ left[..., : values.shape[-1]]).masked_fill(unknown[..., None], torch.nan),
-        values.masked_fill(unknown, torch.nan),
-        (right @ basis_A.mT).masked_fill(unknown[..., None], torch.nan),
+        (basis_B @ left[..., : values.shape[-1]]).masked_fill(unknown[..., None, None], torch.nan),
+        values.masked_fill(unknown[..., None], torch.nan),
+        (right @ basis_A.mT).masked_fill(unknown[..., None, None], torch.nan),
     )
 
 
 @torch.no_grad()
 def product_norm(A: Tensor, B: Tensor) -> Tensor:
     """Returns ‖B·A‖_F, (...), as exact as `product_svd`: also where the product is a small difference of large ones."""
-    (_, triangle_A), (_, triangle_B), finite = _reduce(A, B)
-    return torch.linalg.matrix_norm(triangle_B @ triangle_A.mT).masked_fill(~finite, torch.nan)
+    _, _, core, unknown = _reduce(A, B)
+    return torch.linalg.matrix_norm(core).masked_fill(unknown, torch.nan)
 
 
-def _reduce(A: Tensor, B: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+def _reduce(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns bases of Aᵀ and B, the matrix between them (..., min(m, r), min(r, n)), and where that is unknown."""
     known_A, finite_A = in_accurate_dtype(A)
     known_B, finite_B = in_accurate_dtype(B)
-    return torch.linalg.qr(known_A.mT), torch.linalg.qr(known_B), finite_A & finite_B
+    basis_A, triangle_A = torch.linalg.qr(known_A.mT)
+    basis_B, triangle_B = torch.linalg.qr(known_B)
+    core, in_range = in_accurate_dtype(triangle_B @ triangle_A.mT)
+    return basis_A, basis_B, core, ~(finite_A & finite_B & in_range)

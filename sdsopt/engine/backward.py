@@ -20,9 +20,10 @@ from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import StaleParametersError, UnsupportedCorrectionError
 from sdsopt.linalg import without_autocast
-from sdsopt.pairs import LoRAPair, Note
+from sdsopt.pairs import LoRAPair, Note, read_note
 
-_NOTE = "_sdsopt_backward"
+_ENGINE = "_sdsopt_backward"  # a note on layers
+_HOOK = "_sdsopt_hook"  # a note on factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +40,8 @@ class FactorHook:
 
 def hook_of(parameter: Parameter) -> FactorHook | None:
     """Returns the hook that corrects the parameter's gradients, if there is one."""
-    hooks: Any = parameter._backward_hooks  # pyright: ignore[reportPrivateUsage]
-    return next((hook for hook in hooks.values() if isinstance(hook, FactorHook)), None) if hooks else None
+    # Not from `_backward_hooks`: inside torch.compile that looks empty.
+    return read_note(parameter, _HOOK)
 
 
 def is_hooked(parameter: Parameter) -> bool:
@@ -91,13 +92,13 @@ class BackwardEngine:
             for side, parameter in (("A", pair.A), ("B", pair.B)):
                 if parameter.requires_grad and not is_hooked(parameter):
                     # The layer keeps the engine: parameters that replace the hooked ones must not go unnoticed.
-                    vars(pair.module)[_NOTE] = Note(self)
-                    self._removers.append(parameter.register_hook(FactorHook(self, pair, side)).remove)
+                    vars(pair.module)[_ENGINE] = Note(self)
+                    self._removers.append(_add_hook(parameter, FactorHook(self, pair, side)))
 
     def add_pairs(self, pairs: Iterable[LoRAPair]) -> None:
         """Takes over the pairs that are at addresses not known yet."""
-        known = {_address(pair) for pair in self.pairs}
-        self.pairs += tuple(pair for pair in pairs if _address(pair) not in known)
+        known = {pair.address for pair in self.pairs}
+        self.pairs += tuple(pair for pair in pairs if pair.address not in known)
 
     def remove_hooks(self) -> None:
         """Takes all hooks off again; does nothing the second time."""
@@ -105,7 +106,7 @@ class BackwardEngine:
             remove()
         self._removers.clear()
         for pair in self.pairs:
-            vars(pair.module).pop(_NOTE, None)
+            vars(pair.module).pop(_ENGINE, None)
         self._jobs.clear()
         self.forget()
 
@@ -192,5 +193,15 @@ class BackwardEngine:
                 )
 
 
-def _address(pair: LoRAPair) -> tuple[int, str, str]:
-    return id(pair.module), pair.path_A, pair.path_B
+def _add_hook(parameter: Parameter, hook: FactorHook) -> Callable[[], None]:
+    """Puts the hook on the parameter, and returns what takes it off."""
+    handle = parameter.register_hook(hook)
+    setattr(parameter, _HOOK, Note(hook))
+    hooked = weakref.ref(parameter)  # an adapter that was deleted shall not live on in here
+
+    def remove() -> None:
+        handle.remove()
+        if (parameter := hooked()) is not None:
+            vars(parameter).pop(_HOOK, None)
+
+    return remove

@@ -63,6 +63,7 @@ class Batch:
             dtype=each[0].dtype,
             roots_A={p: torch.cat([one.roots_A[p] for one in each]) for p in each[0].roots_A},
             roots_B={p: torch.cat([one.roots_B[p] for one in each]) for p in each[0].roots_B},
+            step=each[0].step,
         )
 
     def _parts(self, stacked: Tensor | None) -> Sequence[Tensor | None]:

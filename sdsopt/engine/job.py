@@ -23,6 +23,7 @@ class Job:
     pair: LoRAPair
     A: Parameter
     B: Parameter
+    step: int = 0  # how many were taken before
     roots_A: dict[float, Tensor] = field(default_factory=dict)  # exponent → (e, r, r)
     roots_B: dict[float, Tensor] = field(default_factory=dict)
 
@@ -64,6 +65,7 @@ class Job:
             roots_A=self.roots_A,
             roots_B=self.roots_B,
             stored_E=None if E is None else E.detach(),
+            step=self.step,
         )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sdsopt.corrections import Correction, KeepNorm, make_correction
+from sdsopt.corrections import Correction, KeepNorm, TrackBasis, make_correction
 from sdsopt.linalg import InverseRoot, make_inverse_root
 
 
@@ -24,6 +24,23 @@ class Recipe:
     inverse_root: InverseRoot
     damping: float
 
+    @property
+    def exponents(self) -> tuple[float, ...]:
+        """The powers to compute: those for the gradients and, where moments are to follow the bases, for these."""
+        p = self.correction.basis_exponent
+        for_bases = {p, 1 - p} if self.tracks_bases and p is not None else set[float]()
+        return tuple(sorted({*self.correction.gram_exponents, *for_bases} - {0}))
+
+    @property
+    def tracks_bases(self) -> bool:
+        """Whether anything happens to moments between the steps."""
+        return self.correction.carries_moments or self.correction.rebalance_every is not None
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the number of steps has to be remembered."""
+        return self.correction.uses_step or self.correction.rebalance_every is not None
+
     @classmethod
     def of(
         cls,
@@ -31,18 +48,26 @@ class Recipe:
         damping: float,
         inverse_root: str | InverseRoot,
         rescale: Literal["grad_norm"] | None = None,
+        transport: Literal["moments"] | None = None,
+        rebalance_every: int | None = None,
     ) -> Recipe:
         """Makes a recipe of a user's options.
 
         Raises:
             UnknownCorrectionError: No correction has that name.
-            ValueError: `damping` is negative or not finite, or `inverse_root` or `rescale` is unknown.
+            UnsupportedCorrectionError: The correction has no bases that moments could follow.
+            ValueError: `damping` is negative or not finite, `rebalance_every` is below 1, or `inverse_root`, `rescale`
+                or `transport` is unknown.
         """
         if not (math.isfinite(damping) and damping >= 0):
             raise ValueError(f"damping must be a finite number ≥ 0, got {damping}")
         if rescale not in (None, "grad_norm"):
             raise ValueError(f'rescale must be "grad_norm" or None, got {rescale!r}')
+        if transport not in (None, "moments"):
+            raise ValueError(f'transport must be "moments" or None, got {transport!r}')
         correction = make_correction(correction)
         if rescale is not None:
             correction = KeepNorm(correction)
+        if transport is not None or rebalance_every is not None:
+            correction = TrackBasis(correction, transport is not None, rebalance_every)
         return cls(correction, make_inverse_root(inverse_root), damping)

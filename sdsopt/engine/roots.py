@@ -24,7 +24,7 @@ class _Side(NamedTuple):
 
 def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
     """Fills the jobs' roots: one batched call for each rank and device, whatever the factors' lengths."""
-    exponents = recipe.correction.gram_exponents
+    exponents = recipe.exponents
     if not exponents:
         return
     # All factors are reduced to r×r matrices before any of these is decomposed.

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
 from sdsopt.engine.batch import Batch
+from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
 from sdsopt.engine.job import Job
 from sdsopt.engine.many import copies, differences, flat, like, set_to_sums, shrunk
 from sdsopt.engine.recipe import Recipe
@@ -32,7 +33,7 @@ class _Target(NamedTuple):
 
     job: Job
     parameters: PairTensors
-    before: PairTensors  # their values before the step, where the correction maps updates
+    before: PairTensors  # their values before the step, where these are still needed after it
 
 
 def _before_step(targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
@@ -49,8 +50,9 @@ class StepEngine:
     """Corrects the gradients of pairs for the time of one step.
 
     Extra memory during a step: the corrected gradients, one copy of the LoRA parameters; with a correction that uses
-    updates, a second copy; with `max_grad_norm`, a copy of the other gradients. And what is computed with at a time:
-    a few megabytes on a CPU, a few hundred elsewhere, or one pair in float64 where the correction needs it whole.
+    updates or carries moments, a second copy; with `max_grad_norm`, a copy of the other gradients. And what is computed
+    with at a time: a few megabytes on a CPU, a few hundred elsewhere, or one pair in float64 where the correction needs
+    it whole.
 
     Args:
         pairs: The pairs to correct.
@@ -71,6 +73,7 @@ class StepEngine:
         Raises:
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: Backward corrects them already.
+            UnsupportedCorrectionError: Moments cannot follow the bases of a pair, or no pair can be rebalanced.
         """
         owned = {id(parameter) for group in param_groups for parameter in group["params"]}
         found: list[LoRAPair] = []
@@ -82,6 +85,7 @@ class StepEngine:
                     _require_unhooked(pair, side, getattr(pair, side))
                 found.append(pair)
                 self._was_owned |= sides
+        require_trackable(found, self.recipe, owned)
         return found
 
     def any_gradient(self, param_groups: Iterable[ParamGroup]) -> bool:
@@ -89,7 +93,7 @@ class StepEngine:
         return any(parameter.grad is not None for group in param_groups for parameter in group["params"])
 
     @contextmanager
-    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf) -> Generator[int]:
+    def corrected(self, param_groups: Sequence[ParamGroup], decay_of: DecayOf, moments_of: MomentsOf) -> Generator[int]:
         """Puts corrected gradients in place of the raw ones; on exit, the raw ones are back.
 
         The inner optimizer steps inside the context. Everything that can fail is computed before a gradient is
@@ -98,6 +102,7 @@ class StepEngine:
         Args:
             param_groups: The optimizer's groups; only gradients of their parameters are corrected.
             decay_of: Share of a parameter that its group's step takes off as decoupled weight decay.
+            moments_of: What the optimizer remembers of a parameter's gradients.
 
         Yields:
             The number of pairs corrected.
@@ -110,26 +115,27 @@ class StepEngine:
         """
         correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
-        targets = self._targets(groups)
+        targets = self._targets(groups, steps_taken(param_groups))
         device_types = {target.job.A.device.type for target in targets}
         with torch.no_grad(), without_autocast(device_types):
             compute_roots([target.job for target in targets], self.recipe)
             gradients: dict[Tensor, Tensor | None] = {}
             for batch in self._batches(targets, groups):
                 gradients.update(self._precondition(batch))
-            if correction.uses_updates:
+            if correction.uses_updates or correction.carries_moments:
                 targets = _before_step(targets, gradients)
 
         with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
             yield len(targets)
         gradients.clear()  # their memory is needed for the updates
 
-        if correction.uses_updates:
-            with torch.no_grad(), without_autocast(device_types):
+        with torch.no_grad(), without_autocast(device_types):
+            if correction.uses_updates:
                 for batch in self._batches(targets, groups):
                     self._postcondition(batch, groups, decay_of)
+            finish_step([(target.job, target.before) for target in targets], self.recipe, param_groups, moments_of)
 
-    def _targets(self, groups: Mapping[int, ParamGroup]) -> list[_Target]:
+    def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> list[_Target]:
         targets: list[_Target] = []
         for index, pair in enumerate(self.pairs):
             A, B = pair.A, pair.B
@@ -139,7 +145,9 @@ class StepEngine:
             )
             if parameters.A is not None or parameters.B is not None:
                 self._check(index, A, B)
-                targets.append(_Target(Job(pair, A, B), parameters, PairTensors(None, None)))
+                targets.append(_Target(Job(pair, A, B, step), parameters, PairTensors(None, None)))
+        if not targets:
+            self._require_ownership(groups)
         return targets
 
     def _check(self, index: int, A: Parameter, B: Parameter) -> None:
@@ -148,6 +156,15 @@ class StepEngine:
         if self._checked.get(index) != seen:
             self.pairs[index].check()
             self._checked[index] = seen
+
+    def _require_ownership(self, groups: Mapping[int, ParamGroup]) -> None:
+        owned = [id(getattr(self.pairs[index], side)) in groups for index, side in self._was_owned]
+        if owned and not any(owned):
+            raise StaleParametersError(
+                f"the optimizer no longer holds any of the {len(owned)} LoRA factors that it was built with. DeepSpeed "
+                "ZeRO puts flat parameters in their place: leave its optimizer bare, and call sdsopt.attach(model) "
+                "before deepspeed.initialize. Otherwise, build the optimizer again from the model's parameters."
+            )
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
         if parameter.grad is None:

@@ -1,6 +1,7 @@
 """Batched functions of r×r Gram matrices, inverse roots above all. Knows nothing of LoRA."""
 
 from sdsopt.linalg.auto import AutoInverseRoot
+from sdsopt.linalg.balance import balancing_transform
 from sdsopt.linalg.base import InverseRoot, RootResult, RootStatus
 from sdsopt.linalg.eigh import EighInverseRoot
 from sdsopt.linalg.native import use_native_products
@@ -22,6 +23,7 @@ __all__ = [
     "SVDInverseRoot",
     "accurate_dtype",
     "available_inverse_roots",
+    "balancing_transform",
     "gram",
     "make_inverse_root",
     "multiply_left",

@@ -4,7 +4,7 @@ from sdsopt.pairs.blocks import BlockView, Experts, Groups, TransposedExperts, U
 from sdsopt.pairs.find import find_pairs, register_layout, require_pairs
 from sdsopt.pairs.layout import Layout, Skipped
 from sdsopt.pairs.link import link, linked_pairs
-from sdsopt.pairs.note import Note
+from sdsopt.pairs.note import Note, read_note
 from sdsopt.pairs.pair import LoRAPair
 from sdsopt.pairs.pair_list import PairList
 
@@ -22,6 +22,7 @@ __all__ = [
     "find_pairs",
     "link",
     "linked_pairs",
+    "read_note",
     "register_layout",
     "require_pairs",
 ]

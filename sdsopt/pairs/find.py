@@ -100,7 +100,7 @@ def require_pairs(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
         raise TypeError(f"model must be an nn.Module or an iterable of LoRAPair; it yielded {type(strangers[0])}")
     if not pairs:
         raise NoPairsError("an empty collection of LoRA pairs was given; there is nothing to correct")
-    return pairs
+    return list({pair.address: pair for pair in pairs}.values())  # each once: a step must not be mapped twice
 
 
 def _inspect(model: nn.Module) -> Iterator[LoRAPair | Skipped]:

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from sdsopt.errors import NoPairsError
 from sdsopt.pairs.find import require_pairs
-from sdsopt.pairs.note import Note
+from sdsopt.pairs.note import Note, read_note
 from sdsopt.pairs.pair import LoRAPair
 
-_NOTE = "_sdsopt_pair"
+_NOTE = "_sdsopt_model"
 
 
 def link(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
-    """Remembers on every LoRA factor which pair it belongs to, so that `linked_pairs` finds it without the model.
+    """Remembers on every LoRA factor which model it belongs to, so that `linked_pairs` finds its pairs.
 
     Call it once the adapters are in place, before the trainer builds its optimizer. Copies of the model are not
     linked; linking again replaces what was remembered.
@@ -29,33 +29,41 @@ def link(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
         model: The model that holds the LoRA layers, or the pairs themselves.
 
     Returns:
-        The pairs, those of frozen adapters included.
+        The pairs at present, those of frozen adapters included.
 
     Raises:
         NoPairsError: There is none.
+        TypeError: `model` is neither a module nor a collection of pairs.
     """
-    pairs = require_pairs(model)
+    # The model and not its pairs: an adapter that is added before the optimizer is built shall be corrected too.
+    source = model if isinstance(model, nn.Module) else tuple(model)
+    pairs = require_pairs(source)
     for pair in pairs:
         for factor in (pair.A, pair.B):
-            setattr(factor, _NOTE, Note(pair))
+            setattr(factor, _NOTE, Note(source))
     return pairs
 
 
 def linked_pairs(parameters: Iterable[Tensor]) -> list[LoRAPair]:
-    """Returns the pairs that these parameters were linked to, each once, in the parameters' order.
+    """Returns the pairs of the models that these parameters were linked to, frozen ones included.
+
+    So an optimizer knows from them what it would know from the model.
 
     Args:
-        parameters: Parameters of a model that went through `link`; others are passed over.
+        parameters: Parameters of one or more models that went through `link`; others are passed over.
+
+    Returns:
+        The pairs as they are now, each once, in the order of the models' modules.
 
     Raises:
-        NoPairsError: None of them was linked.
+        NoPairsError: None of the parameters was linked.
     """
     parameters = list(parameters)
-    notes: Iterable[Note[LoRAPair] | None] = (getattr(parameter, _NOTE, None) for parameter in parameters)
-    pairs = {note.content: None for note in notes if note is not None and note.content is not None}
-    if not pairs:
+    sources = {id(source): source for p in parameters if (source := read_note(p, _NOTE)) is not None}
+    if not sources:
         raise NoPairsError(
             f"none of the {len(parameters)} parameters is linked to a LoRA pair. Call sdsopt.link(model) after adding "
             "the adapters and before building the optimizer; or give SDSPreconditioner the model."
         )
-    return list(pairs)
+    # A model and a part of it may both have been linked.
+    return require_pairs(pair for source in sources.values() for pair in require_pairs(source))

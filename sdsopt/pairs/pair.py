@@ -40,6 +40,11 @@ class LoRAPair:
     path_E: str | None = None
 
     @property
+    def address(self) -> tuple[int, str, str]:
+        """What two pairs have in common if they are one and the same: the module's `id`, and both paths."""
+        return id(self.module), self.path_A, self.path_B
+
+    @property
     def A(self) -> nn.Parameter:
         """The module's present A, in the shape it is stored in.
 

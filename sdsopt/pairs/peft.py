@@ -28,7 +28,7 @@ _PLAIN_VARIANTS = frozenset(
     }
 )
 
-_REFUSED_VARIANTS = {
+REFUSED_VARIANTS = {
     "ArrowLinearVariant": "Arrow routes each token through other adapters' factors",
     "BdLoraLinearVariant": "BD-LoRA stores one factor as a block-diagonal matrix",
     "KasaLinearVariant": "KaSA puts a trained diagonal between B and A",
@@ -98,8 +98,8 @@ def _why_not_plain(module: nn.Module, adapter: str) -> str | None:
     variant = _get(getattr(module, "lora_variant", None), adapter)
     if variant is not None:
         kind = type(variant).__name__
-        if kind in _REFUSED_VARIANTS:
-            return _REFUSED_VARIANTS[kind]
+        if kind in REFUSED_VARIANTS:
+            return REFUSED_VARIANTS[kind]
         if kind not in _PLAIN_VARIANTS:
             return f"sdsopt does not know PEFT's {kind}"
     # Megatron layers hold one factor's local shard as if it were the whole.

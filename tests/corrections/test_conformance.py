@@ -30,12 +30,16 @@ DAMPING = 1e-6
 DEGREES = {"lora-muon": 0}
 # These never move A.
 FREEZES_A = {"lora-fa"}
+# These move one factor a step.
+TAKES_TURNS = {"altlora"}
 
 every = pytest.mark.parametrize("name", NAMES)
 
 
 def test_there_are_corrections() -> None:
-    assert {"lora", "sds", "sds-split", "scaled", "lora-pro", "reflora", "lora-fa", "lora-muon"} <= set(NAMES)
+    assert {"lora", "sds", "sds-split", "scaled", "lora-pro", "reflora", "lora-fa", "lora-muon", "altlora"} <= set(
+        NAMES
+    )
 
 
 @every
@@ -220,7 +224,7 @@ def test_the_size_of_the_loss_freezes_nothing(name: str) -> None:
     for small, large in zip(*steps, strict=True):
         torch.testing.assert_close(large, small * 1e4 ** DEGREES.get(name, 1), rtol=1e-5, atol=0)
         moved += bool(large.any())
-    assert moved == (1 if name in FREEZES_A else 2)
+    assert moved == (1 if name in FREEZES_A | TAKES_TURNS else 2)
 
 
 @every
@@ -305,7 +309,7 @@ def test_non_finite_numbers_neither_raise_nor_vanish(name: str, where: str) -> N
 def test_the_comparison_takes_them_all(tmp_path: Path) -> None:
     """By name, without a line for them; and each is another training than plain LoRA's."""
     inners = ("adamw", "sgd")
-    settings = Settings(NAMES, full=False, inner=inners, seeds=(0,), rank=3, steps=5, lrs=(0.01,))
+    settings = Settings(NAMES, full=False, inner=inners, seeds=(0,), ranks=(3,), steps=5, lrs=(0.01,))
     records = compare(Regression(), settings, out=tmp_path).records
     losses = {(record.inner, record.method): record.losses for record in records if not record.diverged}
     assert losses.keys() == {(inner, name) for inner in inners for name in NAMES}

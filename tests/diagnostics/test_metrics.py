@@ -134,6 +134,13 @@ def test_what_is_not_finite_is_nan_and_leaves_its_neighbours_alone(bad: float) -
         assert found[0].isnan() and found[1].isfinite()
 
 
+def test_a_product_out_of_range_is_nan() -> None:
+    huge = torch.full((2, 3, 3), 1e200, dtype=torch.float64)
+    huge[1] = torch.eye(3)
+    assert product_svd(huge, huge).S.isnan().tolist() == [[True] * 3, [False] * 3]
+    assert product_norm(huge, huge).isnan().tolist() == [True, False]
+
+
 def test_medians_over_a_models_pairs() -> None:
     model = Network()
     with torch.no_grad():

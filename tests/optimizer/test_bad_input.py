@@ -60,7 +60,7 @@ def trained(correction: str) -> tuple[Network, SDSPreconditioner]:
         ({"damping": -1e-3}, ValueError, r"damping .* got -0\.001"),
         ({"damping": float("nan")}, ValueError, "damping .* got nan"),
         ({"damping": float("inf")}, ValueError, "damping .* got inf"),
-        ({"inverse_root": "qr"}, ValueError, "'qr'; known: eigh, svd"),
+        ({"inverse_root": "qr"}, ValueError, "'qr'; known: auto, eigh, svd, newton_schulz"),
         ({"rescale": "norm"}, ValueError, r"rescale must be .grad_norm. or None, got 'norm'"),
     ],
 )
@@ -115,6 +115,58 @@ def test_optimizers_that_cannot_be_wrapped(make: Callable[[Any], Any], message: 
     model = Network()
     with pytest.raises(UnsupportedOptimizerError, match=message):
         SDSPreconditioner(make(list(model.parameters())), model)
+
+
+class Around(SGD):
+    """An optimizer that wraps another, as Lookahead does."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__([p for group in optimizer.param_groups for p in group["params"]], lr=0.1)
+        self.optimizer = optimizer
+
+
+class SharpnessAware(SGD):
+    def first_step(self) -> None: ...
+
+    def second_step(self) -> None: ...
+
+
+class SecondOrder(SGD):
+    def step(self, closure: Any = None, hessian: Any = None) -> None:  # pyright: ignore
+        del hessian
+
+
+class HalfMade(torch.optim.Optimizer):
+    """As those wrappers that skip torch's `__init__` and define nothing in its place."""
+
+    def __init__(self) -> None: ...
+
+    def step(self, closure: Any = None) -> None: ...  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: SharpnessAware(p, lr=0.1), "SharpnessAware evaluates the loss anew"),
+        (lambda p: SecondOrder(p, lr=0.1), "SecondOrder differentiates the gradients a second time"),
+        (lambda p: Around(Around(NeedsClosure(p, lr=0.1))), "NeedsClosure evaluates the loss anew"),
+        (lambda p: HalfMade(), "HalfMade has no param_groups"),
+    ],
+)
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_what_needs_more_than_a_gradient_is_known_by_what_it_has(
+    make: Callable[[Any], Any], message: str, correction: str
+) -> None:
+    model = Network()
+    with pytest.raises(UnsupportedOptimizerError, match=message):
+        SDSPreconditioner(make(list(model.parameters())), model, correction)
+
+
+def test_wrapping_what_wraps_a_wrapped_one() -> None:
+    model = Network()
+    once = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    with pytest.raises(UnsupportedOptimizerError, match=r"SDSPreconditioner corrects LoRA gradients already"):
+        SDSPreconditioner(Around(once), model)
 
 
 def test_wrapping_twice() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sdsopt import SDSPreconditioner
@@ -123,34 +123,6 @@ def test_copies_train_on_exactly_like_the_original(copied: Callable[[Any], Any],
     assert_same(model, other_model)
 
 
-SCHEDULERS: list[Callable[[Optimizer], Any]] = [
-    lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.05, total_steps=8),
-    lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=6),
-    lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5),
-    lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
-    lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.5)], milestones=[2]
-    ),
-]
-
-
-@pytest.mark.parametrize("make", SCHEDULERS)
-def test_schedulers_on_the_wrapper_act_as_on_the_bare_optimizer(make: Callable[[Optimizer], Any]) -> None:
-    bare_model, model = Network(), Network()
-    bare, optimizer = AdamW(bare_model.parameters(), lr=0.01), wrapped(model, "lora")
-    rates: list[list[float]] = []
-    for net, opt in ((bare_model, bare), (model, optimizer)):
-        scheduler, seen = make(opt), []
-        for step in range(6):
-            train(net, opt, 1, first=step)
-            scheduler.step(1.0) if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else scheduler.step()
-            seen.append(opt.param_groups[0]["lr"])
-        rates.append(seen)
-    assert rates[0] == rates[1]
-    assert len(set(rates[0])) > 1
-    assert_same(bare_model, model)
-
-
 def test_closures_run_once_with_gradients_enabled() -> None:
     model, plain = Network(), Network()
     optimizer, without_closure = wrapped(model), wrapped(plain)
@@ -194,37 +166,6 @@ def test_an_inner_optimizer_that_frees_gradients_keeps_them_freed() -> None:
     model.loss().backward()
     optimizer.step()
     assert all(p.grad is None for p in model.parameters())
-
-
-@pytest.mark.parametrize("inner", [SGD, AdamW])
-def test_grad_scaler_unscales_and_skips(inner: type[Optimizer]) -> None:
-    """Exposing the inner optimizer's own AMP support would apply the scaled gradient."""
-    model, reference = Network(), Network()
-    optimizer, unscaled = (SDSPreconditioner(inner(m.parameters(), lr=0.01), m) for m in (model, reference))  # pyright: ignore
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # pyright: ignore
-    scaler.scale(model.loss()).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    train(reference, unscaled, 1)
-    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(one, other)
-
-    before, state = copy.deepcopy(model), copy.deepcopy(optimizer.state_dict())
-    optimizer.zero_grad()
-    scaler.scale(model.loss() * torch.inf).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert scaler.get_scale() == 512.0
-    assert_same(model, before)
-    torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
-
-
-def test_the_fused_inner_optimizer_does_not_unscale_a_second_time() -> None:
-    assert SDSPreconditioner._step_supports_amp_scaling is False
-    model = Network()
-    fused = AdamW(model.parameters(), lr=0.01, fused=True)
-    assert fused._step_supports_amp_scaling  # pyright: ignore
-    assert SDSPreconditioner(fused, model)._step_supports_amp_scaling is False
 
 
 def test_state_dicts_pass_weights_only_loading() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import gc
+import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +15,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-import sdsopt
-from sdsopt import SDSSGD, SDSAdamW, SDSPreconditioner, link, linked_pairs
-from sdsopt.errors import NoPairsError, UnknownCorrectionError
-from toy import Network, assert_same, train
+from sdsopt import SDSSGD, SDSAdamW, SDSPreconditioner, attach, find_pairs, link, linked_pairs
+from sdsopt.errors import DoubleCorrectionError, NoPairsError, UnknownCorrectionError
+from toy import LoRALinear, Network, assert_same, train
 
 Build = Callable[[Any], Optimizer]
 PAIRED: list[tuple[Build, Build]] = [
@@ -60,10 +61,84 @@ def test_any_other_optimizer_takes_linked_pairs() -> None:
     assert_same(linked, wrapped)
 
 
-def test_pairs_come_once_in_the_parameters_order() -> None:
+def names(parameters: Any) -> list[str]:
+    return [pair.name for pair in linked_pairs(parameters)]
+
+
+def test_one_parameter_leads_to_all_pairs_of_its_model() -> None:
+    """As SDSPreconditioner knows them from the model: groups may be added later."""
+    model, other = Network(), Network(seed=1)
+    assert [pair.name for pair in link(model)] == ["first[default]", "second[default]"]
+    link(other.second)
+    assert names([model.head.weight, model.second.B]) == ["first[default]", "second[default]"]
+    assert names([other.second.A, model.first.A]) == ["[default]", "first[default]", "second[default]"]
+    link(model.first)
+    assert len(names(model.parameters())) == 2  # each once
+
+
+def test_adapters_that_change_after_linking_are_seen() -> None:
+    model, reference = Network(), Network()
+    link(model)
+    model.first.A = model.first.A.detach()  # a new Parameter, as `load_state_dict(assign=True)` makes it
+    model.head = LoRALinear(torch.eye(2, 9), torch.eye(3, 2))  # pyright: ignore
+    reference.head = LoRALinear(torch.eye(2, 9), torch.eye(3, 2))  # pyright: ignore
+    optimizer = SDSAdamW(model.parameters(), lr=0.02, weight_decay=0.0)
+    assert [pair.name for pair in optimizer.pairs] == ["first[default]", "second[default]", "head[default]"]
+    train(model, optimizer)
+    train(reference, SDSPreconditioner(AdamW(reference.parameters(), lr=0.02, weight_decay=0.0), reference))
+    assert_same(model, reference)
+
+
+def test_pairs_may_be_linked_by_hand_and_count_once() -> None:
+    model, reference = Network(), Network()
+    first, _ = find_pairs(model)
+    assert link([first, first]) == [first]
+    optimizer = SDSSGD(model.parameters(), lr=0.1, correction="sds-split")
+    assert optimizer.pairs == (first,)
+    train(model, optimizer)
+    inner = SGD(reference.parameters(), lr=0.1)
+    train(reference, SDSPreconditioner(inner, find_pairs(reference)[:1], "sds-split"))
+    assert_same(model, reference)
+
+
+def test_linking_and_attaching_correct_once() -> None:
+    """Both may be called on a model; the second correction is refused, whichever comes second."""
     model = Network()
-    first, second = link(model)
-    assert linked_pairs([model.second.B, model.head.weight, model.first.A, model.second.A]) == [second, first]
+    link(model)
+    with attach(model):
+        link(model)
+        with pytest.raises(DoubleCorrectionError, match="second time"):
+            SDSAdamW(model.parameters())
+        train(model, AdamW(model.parameters()))
+    optimizer = SDSAdamW(model.parameters())
+    train(model, optimizer)
+    attach(model)
+    before = copy.deepcopy(model)
+    with pytest.raises(DoubleCorrectionError, match="Use one of the two"):
+        train(model, optimizer)
+    assert_same(model, before)
+
+
+def test_saved_parameters_pass_weights_only_loading_and_carry_no_link() -> None:
+    model = Network()
+    link(model)
+    attach(model)
+    file = io.BytesIO()
+    torch.save(list(model.parameters()), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert torch.equal(loaded[0], model.first.A)
+    with pytest.raises(NoPairsError, match="none of the 6 parameters"):
+        linked_pairs(loaded)
+
+
+def test_a_linked_model_is_freed() -> None:
+    model = Network()
+    link(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 @paired
@@ -93,8 +168,8 @@ def test_copies_are_not_linked_to_the_original(copied: Callable[[Network], Netwo
     assert_same(model, other)
     with pytest.raises(NoPairsError):
         linked_pairs(other.parameters())
-    [pair, _] = link(other)
-    assert pair.A is other.first.A
+    link(other)
+    assert linked_pairs(other.parameters())[0].A is other.first.A
     assert linked_pairs(model.parameters())[0].A is model.first.A
 
 
@@ -121,14 +196,3 @@ def test_state_dicts_are_the_bare_optimizers(build: Build, inner: Build) -> None
     bare.load_state_dict(optimizer.state_dict())
     build(model.parameters()).load_state_dict(bare.state_dict())
     assert bare.state_dict().keys() == optimizer.state_dict().keys()
-
-
-def test_kohya_style_loading_by_name() -> None:
-    """sd-scripts takes `--optimizer_type sdsopt.SDSAdamW` apart and calls the class with parameters and options."""
-    module, _, name = "sdsopt.SDSAdamW".rpartition(".")
-    model = Network()
-    link(model)
-    optimizer = getattr(importlib.import_module(module), name)([*model.parameters()], lr=1e-3, weight_decay=0.0)
-    assert isinstance(optimizer, Optimizer)
-    assert isinstance(optimizer, sdsopt.SDSPreconditioner)
-    assert len(optimizer.pairs) == 2

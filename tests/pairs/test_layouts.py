@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import oracle
 import published_layers as published
+import tiny_models
+from packages import package
 from recorder import corrected_gradients
 from sdsopt import Layout, LoRAPair, Skipped, attach, find_pairs, register_layout
 from sdsopt.pairs import Groups
@@ -41,11 +43,6 @@ class Case:
     assemble: Callable[[list[Tensor]], Tensor] = lambda pairs: torch.cat([b for blocks in pairs for b in blocks])
     package: str = ""
     num_pairs: int = 1
-
-
-def package(name: str) -> Any:
-    # A package that is installed but broken beside the others (torchtune with torchao ≥ 0.14) counts as missing.
-    return pytest.importorskip(name, exc_type=ImportError)
 
 
 def applied(layer: nn.Module, width: int = 10) -> Tensor:
@@ -228,18 +225,8 @@ def test_adalora_is_corrected_through_its_diagonal() -> None:
 
 
 def test_diffusers_models_hold_peft_layers() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    ).requires_grad_(False)
-    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1"]))
+    pytest.importorskip("diffusers", exc_type=ImportError)
+    unet = tiny_models.unet()
     pairs = find_pairs(unet)
     assert any(pair.A.ndim == 4 for pair in pairs)
     trainable = {p for p in unet.parameters() if p.requires_grad}

@@ -36,8 +36,9 @@ def in_section(rows: Sequence[Row], inner: str, rank: int) -> list[Row]:
 
 
 def panels(figure: Figure, lines: int, columns: int, *, height: float = 3.2, share: Share = "row") -> list[list[Axes]]:
-    """Lays out panels with a light grid."""
-    figure.set_size_inches(1.0 + 4.6 * columns, 0.8 + height * lines)
+    """Lays out panels with a light grid. A part of a figure keeps its size."""
+    if hasattr(figure, "set_size_inches"):
+        figure.set_size_inches(1.0 + 4.6 * columns, 0.8 + height * lines)
     made = figure.subplots(lines, columns, sharey=share, squeeze=False)
     for panel in made.flat:
         panel.grid(True, which="major", color="0.9", linewidth=0.8)
