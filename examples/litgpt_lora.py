@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 # --8<-- [start:link]
-import litgpt.finetune.lora as finetune
+import litgpt.finetune.lora as finetune  # pyright: ignore[reportMissingImports]
 
 import sdsopt
 
@@ -29,7 +29,7 @@ def link_models() -> None:
 
 def main() -> None:
     link_models()
-    from litgpt.__main__ import main as litgpt
+    from litgpt.__main__ import main as litgpt  # pyright: ignore[reportMissingImports]
 
     litgpt()
     # --8<-- [end:link]

@@ -79,6 +79,8 @@ def finish_step(
         moments_of: Finds the moments of a parameter.
     """
     correction, every = recipe.correction, recipe.correction.rebalance_every
+    if not (recipe.counts_steps or recipe.tracks_bases):
+        return
     # Distributed checkpoints take a step with zero rates, only to have the state created.
     if not any(bool(group.get("lr", 1) != 0) for group in param_groups):
         return
@@ -111,7 +113,7 @@ def _carry_moments(old: Factors, job: Job, recipe: Recipe, moments_of: MomentsOf
     """Carries a pair's moments from the bases of its old factors to those of its present ones."""
     exponent = recipe.correction.basis_exponent
     assert exponent is not None
-    T, R = basis_change(old, job.factors(), exponent)
+    T, R = basis_change(old, job.present, exponent)
     pair, dtype = job.pair, job.dtype
     # Of uncorrelated coordinates, squares add up with the squares of the coefficients.
     for matrix, moments in zip((T, T.square()), moments_of(job.A), strict=True):

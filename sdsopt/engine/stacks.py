@@ -33,7 +33,7 @@ def stacks(
     for item in items:
         tensors = tensors_of(item)
         limit = _CPU_BYTES if tensors[0].device.type == "cpu" else _DEVICE_BYTES
-        size = sum(tensor.nbytes for tensor in tensors)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # nbytes cannot be traced
         if 2 * size > limit:
             result.append([item])
             continue
