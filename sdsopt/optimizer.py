@@ -61,6 +61,9 @@ class SDSPreconditioner(Optimizer):
     optimizer's, so a checkpoint of the bare optimizer loads into the wrapped one and the other way round. Gradients
     that are clipped between `backward` and `step` are clipped *before* the correction; see `max_grad_norm`.
 
+    A step holds a copy of the LoRA parameters' gradients, and with a correction that maps updates one of their values
+    besides; then a few megabytes on a CPU, or a few hundred on another device, to compute with.
+
     Args:
         optimizer: The inner optimizer, built on the parameters to train.
         model: The model that holds the LoRA layers, or the pairs themselves.
