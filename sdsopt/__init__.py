@@ -9,7 +9,9 @@ from sdsopt.corrections import (
     GramPower,
     KeepNorm,
     LearningRates,
+    Lengths,
     PairTensors,
+    RowMap,
     TrackBasis,
     available_corrections,
     register_correction,
@@ -19,6 +21,7 @@ from sdsopt.linalg import InverseRoot, use_native_products
 from sdsopt.lora_plus import lora_plus_groups
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import Layout, LoRAPair, PairList, Skipped, find_pairs, link, linked_pairs, register_layout
+from sdsopt.placements import shard_placements
 from sdsopt.recorder import Recorder
 
 __all__ = [
@@ -31,10 +34,12 @@ __all__ = [
     "KeepNorm",
     "Layout",
     "LearningRates",
+    "Lengths",
     "LoRAPair",
     "PairList",
     "PairTensors",
     "Recorder",
+    "RowMap",
     "SDSAdamW",
     "SDSPreconditioner",
     "SDSSGD",
@@ -49,5 +54,6 @@ __all__ = [
     "lora_plus_groups",
     "register_correction",
     "register_layout",
+    "shard_placements",
     "use_native_products",
 ]

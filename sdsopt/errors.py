@@ -46,6 +46,10 @@ class UnsupportedLayerError(SDSOptError, TypeError):
     """A layer is not of the kind that this is defined for."""
 
 
+class UnequalGradientsError(SDSOptError, RuntimeError):
+    """A factor that is sharded over several processes has a gradient on some of them only."""
+
+
 class UnsupportedOptimizerError(SDSOptError, TypeError):
     """The inner optimizer cannot be given corrected gradients."""
 

@@ -81,9 +81,9 @@ def attach(
     clipping it equals `SDSPreconditioner`; with it, the corrected gradients are clipped and not the raw ones.
 
     Hooks belong to Parameters: attach after the last change to the model (adapters added, moved by
-    `load_state_dict(assign=True)`, wrapped by an engine). A trainable factor that was put in afterwards, and so has
-    no hook, makes the next step of its optimizer raise. Attaching once more with the same options adds what is missing,
-    and gives a handle to the same hooks.
+    `load_state_dict(assign=True)`, wrapped by an engine; with DeepSpeed ZeRO-3, after `deepspeed.initialize`). A
+    trainable factor that was put in afterwards, and so has no hook, makes the next step of its optimizer raise.
+    Attaching once more with the same options adds what is missing, and gives a handle to the same hooks.
 
     Args:
         model: The model that holds the LoRA layers, or the pairs themselves.
@@ -100,7 +100,7 @@ def attach(
         DoubleCorrectionError: Hooks with other options are on the model already.
         UnknownCorrectionError: No correction has that name.
         UnsupportedCorrectionError: The correction needs the optimizer's update or more than one gradient at a time,
-            or keeps a factor from stepping.
+            or keeps a factor from stepping; or DeepSpeed ZeRO-3 keeps the factors in parts, and it needs whole ones.
         ValueError: `damping` is negative or not finite, or `inverse_root` is unknown.
     """
     recipe = Recipe.of(correction, damping, inverse_root)

@@ -10,7 +10,7 @@ from torch.optim import ASGD, Optimizer
 
 from sdsopt.corrections import Correction
 from sdsopt.errors import UnsupportedOptimizerError
-from sdsopt.nesting import nested
+from sdsopt.nesting import built_by, nested
 from sdsopt.weight_decay import require_separable_decay
 
 _DIFFERENTIATES = "differentiates the gradients a second time, and corrected ones have no graph; use AdamW or SGD"
@@ -45,6 +45,8 @@ _REFUSED = {
     "CPUOffloadOptimizer": _IN_BACKWARD,
 }
 
+_ZERO = "ZeroRedundancyOptimizer"  # torch's
+
 # Besides following the gradients, these draw the weights towards a stored copy, an average or a norm, or keep an
 # average of what they took the weights to be. torch's ASGD is one more; pytorch_optimizer's is another method.
 _OWN_PULL = {
@@ -59,6 +61,11 @@ def require_usable(optimizer: Optimizer) -> None:
     Raises:
         UnsupportedOptimizerError: It is one of these, or no optimizer.
     """
+    if built_by(_ZERO):
+        raise UnsupportedOptimizerError(
+            f"{_ZERO} gives the optimizer that it builds a share of the parameters, so one factor of a pair may be "
+            "here and the other elsewhere. Wrap that one instead: SDSPreconditioner(ZeroRedundancyOptimizer(…), model)"
+        )
     if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UnsupportedOptimizerError(
             f"expected a torch.optim.Optimizer instance as first argument, got {optimizer!r}; "

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.profiler import record_function
 
+from sdsopt.bypass import BypassWatch
 from sdsopt.corrections import Correction, make_correction
 from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
 from sdsopt.errors import NoPairsError
@@ -93,7 +94,8 @@ class SDSPreconditioner(Optimizer):
             (SophiaH), takes sparse gradients only (SparseAdam), corrects LoRA gradients itself, or is no
             `torch.optim.Optimizer`; or the correction maps the optimizer's step, and this holds more than can be told
             apart (schedule-free ones, Prodigy with weight decay), or the correction needs a learning rate and the
-            optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps.
+            optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps; or torch's
+            ZeroRedundancyOptimizer builds this one, instead of being wrapped by it.
         ValueError: `damping` is negative or not finite, `max_grad_norm` or `rebalance_every` is not positive, or
             `inverse_root`, `rescale` or `transport` is unknown.
     """
@@ -132,6 +134,7 @@ class SDSPreconditioner(Optimizer):
         self._inner = inner
         self._engine = engine
         self._warned_no_gradient = False
+        self._watch = BypassWatch(self, inner)
         # Not `super().__init__`, which would give the wrapper groups and state of its own: this sets the hooks alone.
         super().__setstate__({})
 
@@ -178,6 +181,7 @@ class SDSPreconditioner(Optimizer):
         Returns:
             The closure's loss, if there is a closure.
         """
+        self._watch.has_stepped = True
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -20,7 +20,9 @@ ORDER = [
     "extras",
     "_version",
     "linalg",
+    "sharding",
     "pairs",
+    "placements",
     "diagnostics",
     "adapters",
     "corrections",
@@ -29,6 +31,7 @@ ORDER = [
     "weight_decay",
     "inner",
     "moments",
+    "bypass",
     "engine",
     "hooks",
     "optimizer",
@@ -42,8 +45,14 @@ ORDER = [
     "cli",
     "__main__",
 ]
-OPTIMIZERS = {"nesting", "weight_decay", "inner", "moments"}
-NEVER = {"pairs": {"linalg"}, "corrections": {"pairs"}, "engine": OPTIMIZERS, "hooks": OPTIMIZERS}
+OPTIMIZERS = {"nesting", "weight_decay", "inner", "moments", "bypass"}
+NEVER = {
+    "sharding": {"linalg"},
+    "pairs": {"linalg"},
+    "corrections": {"pairs", "sharding"},
+    "engine": OPTIMIZERS,
+    "hooks": OPTIMIZERS,
+}
 TORCH_ONLY = set(ORDER) - {"adapters", "integrations", "reference", "compare", "bench", "cli", "__main__"}
 STANDARD = set(sys.stdlib_module_names) | {"torch"}
 
@@ -92,6 +101,11 @@ def test_one_file_touches_gradients() -> None:
     texts = {file: file.read_text(encoding="utf8") for file in FILES}
     users = {part_of(file) for file, text in texts.items() if any(use in text for use in (".grad ", ".grad\n"))}
     assert users == {"engine"}
+
+
+def test_one_part_communicates() -> None:
+    users = {part_of(file) for file in FILES for name in imports(file) if name.startswith("torch.distributed")}
+    assert users == {"sharding", "placements"}  # the second for a type
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

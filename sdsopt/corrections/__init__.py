@@ -5,6 +5,7 @@ from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTens
 from sdsopt.corrections.gram_power import GramPower
 from sdsopt.corrections.registry import available_corrections, make_correction, register_correction
 from sdsopt.corrections.rescale import KeepNorm
+from sdsopt.corrections.row_map import Lengths, RowMap
 from sdsopt.corrections.track_basis import TrackBasis, basis_change
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "GramPower",
     "KeepNorm",
     "LearningRates",
+    "Lengths",
     "PairTensors",
+    "RowMap",
     "TrackBasis",
     "available_corrections",
     "basis_change",

@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sdsopt.corrections.row_map import RowMap
 
 
 class PairTensors(NamedTuple):
@@ -160,6 +163,19 @@ class Correction(ABC):
     @property
     def rebalance_every(self) -> int | None:
         """After how many steps the factors are balanced, with the same product; None for never. Needs as much."""
+        return None
+
+    # With sharded factors, each process computes on the rows that it has, where the correction says how.
+
+    def precondition_rows(self) -> RowMap | None:
+        """Returns `precondition` in a form for shards; None (default) if there is none.
+
+        Factors that are sharded by FSDP2 or tensor parallelism are then gathered on every process.
+        """
+        return None
+
+    def postcondition_rows(self) -> RowMap | None:
+        """The same of `postcondition`."""
         return None
 
     @abstractmethod

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
 
 from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
+from sdsopt.corrections.row_map import Lengths, RowMap
 from sdsopt.linalg import multiply_left, multiply_right
 
 
@@ -76,15 +78,29 @@ class GramPower(Correction):
         """Applies the power p to the gradients."""
         return _apply(factors, gradients, self.exponent)
 
+    def precondition_rows(self) -> RowMap:
+        """Each row of gB, and each column of gA, is multiplied by an r×r matrix."""
+        return RowMap(self.precondition)
+
     def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         """Applies the power q to the updates and limits their length."""
         mapped = _apply(factors, updates, self.update_exponent)
         if self.max_update_ratio is None or not self.uses_updates:
             return mapped
-        # Measured by the larger factor: a B that starts at zero may still leave it.
-        larger = torch.maximum(_norm(factors.stored_A), _norm(factors.stored_B))  # (e, 1, 1)
-        limit = torch.where(larger > 0, self.max_update_ratio * larger, torch.inf)
-        return mapped.map(lambda update: _shorten(update, limit))
+        limit = _limit(_norm(factors.stored_A), _norm(factors.stored_B), self.max_update_ratio)
+        return mapped.map(lambda update: update * _share(_norm(update), limit).to(update.dtype))
+
+    def postcondition_rows(self) -> RowMap:
+        """As `precondition_rows`; the limit depends on lengths alone."""
+        limited = self.max_update_ratio is not None and self.uses_updates
+        return RowMap(partial(_apply, exponent=self.update_exponent), self._shares if limited else None)
+
+    def _shares(self, lengths: Lengths) -> PairTensors:
+        A, B = lengths.factors
+        assert A is not None
+        assert B is not None
+        assert self.max_update_ratio is not None
+        return lengths.mapped.map(partial(_share, limit=_limit(A, B, self.max_update_ratio)))
 
 
 def _apply(factors: Factors, tensors: PairTensors, exponent: float) -> PairTensors:
@@ -101,7 +117,11 @@ def _norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor, dim=(-2, -1), keepdim=True, dtype=dtype)
 
 
-def _shorten(update: Tensor, limit: Tensor) -> Tensor:
-    length = _norm(update)
-    factor = torch.where(length > limit, limit / length, torch.ones_like(length))  # (e, 1, 1)
-    return update * factor.to(update.dtype)
+def _limit(length_A: Tensor, length_B: Tensor, ratio: float) -> Tensor:
+    # Measured by the larger factor: a B that starts at zero may still leave it.
+    larger = torch.maximum(length_A, length_B)  # (e, 1, 1)
+    return torch.where(larger > 0, ratio * larger, torch.inf)
+
+
+def _share(length: Tensor, limit: Tensor) -> Tensor:
+    return torch.where(length > limit, limit / length, torch.ones_like(length))  # (e, 1, 1)

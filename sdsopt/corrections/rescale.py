@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdsopt.corrections.base import Factors, LearningRates, PairTensors
+from sdsopt.corrections.row_map import Lengths, RowMap
 from sdsopt.corrections.wrapping import Wrapping
 
 
@@ -31,11 +32,32 @@ class KeepNorm(Wrapping):
         """Corrects, then restores each raw gradient's norm."""
         return self.correction.precondition(factors, gradients).map(_with_norm_of, gradients)
 
+    def precondition_rows(self) -> RowMap | None:
+        """As the correction inside, with the raw length instead of its own."""
+        return _restoring(super().precondition_rows())
+
     def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         """Corrects, then restores each raw update's norm."""
         return self.correction.postcondition(factors, updates, rates).map(_with_norm_of, updates)
 
+    def postcondition_rows(self) -> RowMap | None:
+        """As `precondition_rows`."""
+        return _restoring(super().postcondition_rows())
+
 
 def _with_norm_of(corrected: Tensor, raw: Tensor) -> Tensor:
     wanted, actual = (torch.linalg.vector_norm(t, dim=(-2, -1), keepdim=True) for t in (raw, corrected))
-    return corrected * torch.where(actual == 0, torch.ones_like(actual), wanted / actual)
+    return corrected * _ratio(wanted, actual)
+
+
+def _ratio(wanted: Tensor, actual: Tensor) -> Tensor:
+    return torch.where(actual == 0, torch.ones_like(actual), wanted / actual)
+
+
+def _restoring(inner: RowMap | None) -> RowMap | None:
+    # Whatever scale the correction inside has: the length is restored.
+    return None if inner is None else RowMap(inner.map, _ratios)
+
+
+def _ratios(lengths: Lengths) -> PairTensors:
+    return lengths.raw.map(_ratio, lengths.mapped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdsopt.corrections.base import Correction, Factors, LearningRates, PairTensors
+from sdsopt.corrections.row_map import RowMap
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Wrapping(Correction):
     @property
     def rebalance_every(self) -> int | None:
         return self.correction.rebalance_every
+
+    def precondition_rows(self) -> RowMap | None:
+        return self.correction.precondition_rows()
+
+    def postcondition_rows(self) -> RowMap | None:
+        return self.correction.postcondition_rows()
 
     def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
         return self.correction.postcondition(factors, updates, rates)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdsopt.diagnostics.spectrum import singular_values
 from sdsopt.pairs import LoRAPair
+from sdsopt.sharding import whole
 
 
 def condition_number(values: Tensor) -> Tensor:
@@ -30,10 +31,13 @@ def condition_number(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def median_condition_numbers(pairs: Sequence[LoRAPair]) -> tuple[float | None, float | None]:
-    """Returns the median over all pairs of κ(A) and of κ(B); None where no pair has a finite one, as for B = 0."""
+    """Returns the median over all pairs of κ(A) and of κ(B); None where no pair has a finite one, as for B = 0.
+
+    Factors that DeepSpeed ZeRO-3 has taken away for the moment are passed over.
+    """
     return (
-        _median_kappa(pair.split_A(pair.A) for pair in pairs),
-        _median_kappa(pair.split_B(pair.B) for pair in pairs),
+        _median_kappa(pair.split_A(A) for pair in pairs if (A := whole(pair.A)).numel()),
+        _median_kappa(pair.split_B(B) for pair in pairs if (B := whole(pair.B)).numel()),
     )
 
 

@@ -18,9 +18,11 @@ from sdsopt.engine.batch import Batch
 from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
-from sdsopt.errors import StaleParametersError, UnsupportedCorrectionError
+from sdsopt.engine.zero3 import ForwardReader, is_partitioned
+from sdsopt.errors import PairShapeError, StaleParametersError, UnsupportedCorrectionError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair, Note, read_note
+from sdsopt.sharding import is_distributed
 
 _ENGINE = "_sdsopt_backward"  # a note on layers
 _HOOK = "_sdsopt_hook"  # a note on factors
@@ -68,6 +70,7 @@ class BackwardEngine:
         self.pairs = tuple(pairs)
         self.recipe = recipe
         self._jobs: dict[LoRAPair, Job] = {}
+        self._reader = ForwardReader(recipe)
         self._versions: list[tuple[int, int]] = []
         self._pass = -1
         self._lock = threading.RLock()  # backward runs one thread for each device
@@ -83,12 +86,16 @@ class BackwardEngine:
         """Puts a hook on every trainable factor that has none.
 
         Raises:
-            PairShapeError: Two factors do not fit together.
+            PairShapeError: Two factors do not fit together, or are sharded.
+            UnsupportedCorrectionError: DeepSpeed ZeRO-3 keeps factors in parts, and the correction needs whole ones.
         """
         trainable = [pair for pair in self.pairs if pair.trainable]
         for pair in trainable:
             pair.check()
+            _require_plain(pair)
         for pair in trainable:
+            if any(map(is_partitioned, (pair.A, pair.B))) and not any(map(is_hooked, (pair.A, pair.B))):
+                self._removers += self._reader.watch(pair)
             for side, parameter in (("A", pair.A), ("B", pair.B)):
                 if parameter.requires_grad and not is_hooked(parameter):
                     # The layer keeps the engine: parameters that replace the hooked ones must not go unnoticed.
@@ -113,6 +120,7 @@ class BackwardEngine:
     def forget(self) -> None:
         """Makes the next backward pass compute the roots anew."""
         self._versions.clear()
+        self._reader.forget()
 
     def correct(self, pair: LoRAPair, side: str, gradient: Tensor) -> Tensor:
         """Returns the corrected gradient of one factor, as a new tensor of the parameter's dtype."""
@@ -139,7 +147,7 @@ class BackwardEngine:
         return self._jobs[pair]
 
     def _compute(self) -> None:
-        jobs = {pair: Job(pair, A, B) for pair, A, B in self._live() if is_hooked(A) or is_hooked(B)}
+        jobs = {pair: self._reader.job(pair, A, B) for pair, A, B in self._live() if is_hooked(A) or is_hooked(B)}
         for job in jobs.values():
             job.pair.check()
         with torch.no_grad(), without_autocast({job.A.device.type for job in jobs.values()}):
@@ -191,6 +199,14 @@ class BackwardEngine:
                     "made trainable after attach(model). Call attach(model) again, once the model is as it shall be "
                     "trained."
                 )
+
+
+def _require_plain(pair: LoRAPair) -> None:
+    if any(map(is_distributed, (pair.A, pair.B))):
+        raise PairShapeError(
+            f"the factors of {pair.name} are DTensors, sharded by FSDP2 or tensor parallelism, where hooks see parts "
+            "of gradients or none. Use SDSPreconditioner(optimizer, model), which corrects sharded factors."
+        )
 
 
 def _add_hook(parameter: Parameter, hook: FactorHook) -> Callable[[], None]:

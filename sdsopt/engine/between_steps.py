@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from sdsopt.corrections import Factors, PairTensors, basis_change
 from sdsopt.engine.job import Job
@@ -16,6 +15,7 @@ from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import UnsupportedCorrectionError
 from sdsopt.linalg import balancing_transform
 from sdsopt.pairs import LoRAPair
+from sdsopt.sharding import is_distributed
 
 _STEPS = "sdsopt_steps"  # a number in every param group: there all kinds of checkpoint keep it
 
@@ -38,6 +38,11 @@ def require_trackable(pairs: Sequence[LoRAPair], recipe: Recipe, owned: Collecti
     """
     if recipe.tracks_bases:
         for pair in pairs:
+            if is_distributed(pair.A) or is_distributed(pair.B):
+                raise UnsupportedCorrectionError(
+                    f"the factors of {pair.name} are sharded (FSDP2 or tensor parallelism), and carrying moments or "
+                    "rebalancing needs them whole; leave out transport and rebalance_every"
+                )
             if pair.path_E is not None:
                 raise UnsupportedCorrectionError(
                     f"{pair.name} has a trained diagonal between B and A (AdaLoRA), so its moments cannot be carried "
@@ -98,7 +103,7 @@ def finish_step(
         _rebalance([job for job in present if _both_trained(job.A, job.B, trained)], recipe, moments_of)
 
 
-def _both_trained(A: Parameter, B: Parameter, owned: Collection[int]) -> bool:
+def _both_trained(A: Tensor, B: Tensor, owned: Collection[int]) -> bool:
     return all(factor.requires_grad and id(factor) in owned for factor in (A, B))
 
 

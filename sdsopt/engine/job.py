@@ -7,23 +7,29 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from sdsopt.corrections import Factors, PairTensors
+from sdsopt.engine.places import HERE, Places
 from sdsopt.linalg import accurate_dtype
 from sdsopt.pairs import LoRAPair
+from sdsopt.sharding import whole
 
 _NONE = PairTensors(None, None)
 
 
 @dataclass
 class Job:
-    """A pair, with its parameters as they are now."""
+    """A pair, with its factors as they are now: the parameters, or this process's share of sharded ones.
+
+    Where the factors themselves are out of reach, `reduced` holds their r×r matrices (e, r, r) in their place.
+    """
 
     pair: LoRAPair
-    A: Parameter
-    B: Parameter
+    A: Tensor
+    B: Tensor
     step: int = 0  # how many were taken before
+    where: Places = HERE
+    reduced: PairTensors = _NONE
     roots_A: dict[float, Tensor] = field(default_factory=dict)  # exponent → (e, r, r)
     roots_B: dict[float, Tensor] = field(default_factory=dict)
 
@@ -56,7 +62,6 @@ class Job:
         """The factors for a correction: their values `before` a step where these are given, else the present ones."""
         A = self.A.detach() if before.A is None else before.A
         B = self.B.detach() if before.B is None else before.B
-        E = self.pair.E
         return Factors(
             stored_A=self.pair.split_A(A),
             stored_B=self.pair.split_B(B),
@@ -64,12 +69,17 @@ class Job:
             dtype=self.dtype,
             roots_A=self.roots_A,
             roots_B=self.roots_B,
-            stored_E=None if E is None else E.detach(),
+            stored_E=self._diagonal,
             step=self.step,
         )
 
+    @cached_property
+    def _diagonal(self) -> Tensor | None:
+        E = self.pair.E
+        return None if E is None else whole(E.detach())
 
-def _stored_like(parameter: Parameter, tensor: Tensor) -> Tensor:
-    if tensor.dtype == parameter.dtype and tensor.stride() == parameter.stride():
+
+def _stored_like(factor: Tensor, tensor: Tensor) -> Tensor:
+    if tensor.dtype == factor.dtype and tensor.stride() == factor.stride():
         return tensor
-    return torch.empty_like(parameter).copy_(tensor)
+    return torch.empty_like(factor).copy_(tensor)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sdsopt.corrections import Factors, LearningRates, PairTensors
 from sdsopt.diagnostics import (
@@ -24,6 +25,7 @@ from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import DoubleCorrectionError
 from sdsopt.linalg import without_autocast
 from sdsopt.pairs import LoRAPair
+from sdsopt.sharding import whole
 
 _SHORT = 1e-9  # a step so short that no limit on its length acts
 
@@ -79,7 +81,7 @@ def measure(
     """Measures every pair that has a gradient.
 
     Nothing is changed. Cost: the correction itself and one singular value decomposition of each factor and gradient,
-    for each recipe; and the device is waited for.
+    for each recipe; and the device is waited for. Sharded factors are gathered, for which all processes must call it.
 
     Args:
         pairs: The pairs.
@@ -92,29 +94,34 @@ def measure(
     Raises:
         DoubleCorrectionError: `sdsopt.attach` has corrected the gradients already.
     """
-    jobs = [Job(pair, pair.A, pair.B) for pair in pairs if pair.A.grad is not None or pair.B.grad is not None]
-    for job in jobs:
-        job.pair.check()
-        if is_hooked(job.A) or is_hooked(job.B):
+    measured = [pair for pair in pairs if pair.A.grad is not None or pair.B.grad is not None]
+    for pair in measured:
+        pair.check()
+        if is_hooked(pair.A) or is_hooked(pair.B):
             raise DoubleCorrectionError(
-                f"the gradients of {job.pair.name} are corrected in backward (sdsopt.attach), so the raw ones are "
+                f"the gradients of {pair.name} are corrected in backward (sdsopt.attach), so the raw ones are "
                 "gone; remove() the handle to measure"
             )
     full_gradients = full_gradients or {}
+    jobs = [Job(pair, whole(pair.A.detach()), whole(pair.B.detach())) for pair in measured]
+    raw = {pair: PairTensors(_whole_gradient(pair.A), _whole_gradient(pair.B)) for pair in measured}
     with torch.no_grad(), without_autocast({job.A.device.type for job in jobs}):
         steps: list[dict[str, StepMeasurement]] = [{} for _ in jobs]
         for name, recipe in recipes.items():
             fresh = [Job(job.pair, job.A, job.B) for job in jobs]
             compute_roots(fresh, recipe)
             for job, found in zip(fresh, steps, strict=True):
-                found[name] = _step(job, recipe, full_gradients.get(job.pair))
+                found[name] = _step(job, raw[job.pair], recipe, full_gradients.get(job.pair))
         return {job.pair.name: _pair(job, found) for job, found in zip(jobs, steps, strict=True)}
 
 
-def _step(job: Job, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasurement:
+def _whole_gradient(parameter: Parameter) -> Tensor | None:
+    return None if parameter.grad is None else whole(parameter.grad)
+
+
+def _step(job: Job, raw: PairTensors, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasurement:
     factors = job.present
-    raw = job.split(PairTensors(job.A.grad, job.B.grad)).map(lambda gradient: gradient.to(job.dtype))
-    corrected = recipe.correction.precondition(factors, raw)
+    corrected = recipe.correction.precondition(factors, job.split(raw).map(lambda gradient: gradient.to(job.dtype)))
     spectra = PairTensors(*(None if gradient is None else singular_values(gradient) for gradient in corrected))
     return StepMeasurement(
         effective_rank_A=None if spectra.A is None else _mean(effective_rank(spectra.A)),

@@ -32,6 +32,13 @@ class Recipe:
         return tuple(sorted({*self.correction.gram_exponents, *for_bases} - {0}))
 
     @property
+    def by_rows(self) -> bool:
+        """Whether sharded factors can be corrected where they lie; otherwise they are gathered."""
+        correction = self.correction
+        mapped = not correction.uses_updates or correction.postcondition_rows() is not None
+        return mapped and correction.precondition_rows() is not None
+
+    @property
     def tracks_bases(self) -> bool:
         """Whether anything happens to moments between the steps."""
         return self.correction.carries_moments or self.correction.rebalance_every is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from sdsopt.engine.job import Job
 from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.stacks import stacks
+from sdsopt.sharding import Group, add_up, merge
+
+Part = tuple[tuple[Group, ...], Tensor]  # what to add up over which processes
 
 
 class _Side(NamedTuple):
@@ -20,32 +23,62 @@ class _Side(NamedTuple):
     roots: dict[float, Tensor]  # where its roots belong: exponent → (e, r, r)
     factor: Tensor  # (e, d, r), or where it is wide (e, r, d)
     wide: bool
+    sums: tuple[Group, ...]  # over which its rows are cut
 
 
-def compute_roots(jobs: Sequence[Job], recipe: Recipe) -> None:
-    """Fills the jobs' roots: one batched call for each rank and device, whatever the factors' lengths."""
+def compute_roots(
+    jobs: Sequence[Job], recipe: Recipe, along: Callable[[Tensor], Sequence[Part]] = lambda like: ()
+) -> list[Tensor]:
+    """Fills the jobs' roots: one batched call for each rank and device, whatever the factors' lengths.
+
+    For factors whose rows lie on several processes there is one collective before, for each process group.
+
+    Args:
+        jobs: The pairs.
+        recipe: The correction and how it is computed.
+        along: Returns what else to add up over processes, in the same collective, given a tensor of its kind.
+
+    Returns:
+        The sums of that; none, if no root is needed.
+    """
     exponents = recipe.exponents
-    if not exponents:
-        return
+    if not exponents or not jobs:
+        return []
     # All factors are reduced to r×r matrices before any of these is decomposed.
-    batches: dict[tuple[int, torch.device], list[tuple[_Side, Tensor]]] = defaultdict(list)
-    for side, reduced in _reduce([side for job in jobs for side in _sides(job)], recipe):
-        batches[reduced.shape[-1], reduced.device].append((side, reduced))
+    sides = [side for job in jobs if job.reduced.A is None for side in _sides(job)]
+    reduced = _reduce(sides, recipe)
+    parts = [(side.sums, matrices) for side, matrices in reduced]
+    others = list(along(parts[0][1])) if parts else []
+    if recipe.inverse_root.adds_up:
+        total = add_up([*parts, *others])
+        matrices, sums = total[: len(parts)], total[len(parts) :]
+    else:
+        matrices, sums = merge(parts, recipe.inverse_root.reduce), add_up(others)
 
+    batches: dict[tuple[int, torch.device], list[tuple[dict[float, Tensor], Tensor]]] = defaultdict(list)
+    for roots, matrix in [*zip((side.roots for side, _ in reduced), matrices, strict=True), *_given(jobs)]:
+        batches[matrix.shape[-1], matrix.device].append((roots, matrix))
     for batch in batches.values():
-        stacked = torch.cat([reduced for _, reduced in batch])  # (k, r, r)
+        stacked = torch.cat([matrix for _, matrix in batch])  # (k, r, r)
         result = recipe.inverse_root.compute(stacked, exponents, recipe.damping)
         for exponent, powers in zip(exponents, result.roots, strict=True):
-            parts = powers.split([len(reduced) for _, reduced in batch])
-            for (side, _), part in zip(batch, parts, strict=True):
-                side.roots[exponent] = part
+            of_each = powers.split([len(matrix) for _, matrix in batch])
+            for (roots, _), part in zip(batch, of_each, strict=True):
+                roots[exponent] = part
+    return sums
+
+
+def _given(jobs: Sequence[Job]) -> list[tuple[dict[float, Tensor], Tensor]]:
+    """The matrices of factors that are out of reach."""
+    both = [pair for job in jobs for pair in zip((job.roots_A, job.roots_B), job.reduced, strict=True)]
+    return [(roots, matrix) for roots, matrix in both if matrix is not None]
 
 
 def _sides(job: Job) -> tuple[_Side, _Side]:
     factors = job.present
-    if factors.stored_E is None:
-        return _Side(job.roots_A, factors.stored_A, True), _Side(job.roots_B, factors.stored_B, False)
-    return _Side(job.roots_A, factors.partner_A, True), _Side(job.roots_B, factors.partner_B, False)
+    plain = factors.stored_E is None
+    wide, tall = (factors.stored_A, factors.stored_B) if plain else (factors.partner_A, factors.partner_B)
+    return _Side(job.roots_A, wide, True, job.where.A.sums), _Side(job.roots_B, tall, False, job.where.B.sums)
 
 
 def _reduce(sides: Sequence[_Side], recipe: Recipe) -> list[tuple[_Side, Tensor]]:

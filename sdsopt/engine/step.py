@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import clip_grad_norm_
 
 from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
 from sdsopt.engine.batch import Batch
 from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
+from sdsopt.engine.clipping import clip
 from sdsopt.engine.job import Job
 from sdsopt.engine.many import copies, differences, flat, like, set_to_sums, shrunk
+from sdsopt.engine.places import HERE, Places
+from sdsopt.engine.presence import Presence
 from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
+from sdsopt.engine.shards import Shards, Side
 from sdsopt.engine.stacks import stacks
 from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
 from sdsopt.linalg import without_autocast
@@ -66,6 +69,7 @@ class StepEngine:
         self.max_grad_norm = max_grad_norm
         self._was_owned: set[tuple[int, str]] = set()
         self._checked: dict[int, Hashable] = {}
+        self._presence = Presence()
 
     def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
         """Returns the pairs of which the groups hold a factor, and remembers these factors.
@@ -112,33 +116,53 @@ class StepEngine:
             UnsupportedGradientError: A gradient is sparse.
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: `sdsopt.attach` corrects these gradients already.
+            UnequalGradientsError: A sharded factor has a gradient on some processes only.
+            UnsupportedCorrectionError: Factors were sharded meanwhile, and the correction needs them whole.
         """
         correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
-        targets = self._targets(groups, steps_taken(param_groups))
-        device_types = {target.job.A.device.type for target in targets}
+        targets, shards = self._targets(groups, steps_taken(param_groups))
+        jobs = [*(target.job for target in targets), *shards.jobs]
+        device_types = {job.A.device.type for job in jobs}
         with torch.no_grad(), without_autocast(device_types):
-            compute_roots([target.job for target in targets], self.recipe)
+            shards.exchange()
+            shards.compare(compute_roots(jobs, self.recipe, shards.words))
             gradients: dict[Tensor, Tensor | None] = {}
             for batch in self._batches(targets, groups):
                 gradients.update(self._precondition(batch))
+            gradients.update(shards.precondition(correction))
             if correction.uses_updates or correction.carries_moments:
                 targets = _before_step(targets, gradients)
+                shards.remember(gradients)
 
         with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
-            yield len(targets)
+            yield len(targets) + shards.corrected_pairs
         gradients.clear()  # their memory is needed for the updates
 
         with torch.no_grad(), without_autocast(device_types):
             if correction.uses_updates:
                 for batch in self._batches(targets, groups):
                     self._postcondition(batch, groups, decay_of)
+                shards.postcondition(
+                    correction, lambda p: decay_of(groups[id(p)], p), lambda p: groups[id(p)].get("lr")
+                )
             finish_step([(target.job, target.before) for target in targets], self.recipe, param_groups, moments_of)
 
-    def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> list[_Target]:
+    def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> tuple[list[_Target], Shards]:
+        """What is to be corrected: pairs that are here, and pairs that other processes hold a share of."""
         targets: list[_Target] = []
+        jobs: list[Job] = []
+        sides: list[Side] = []
         for index, pair in enumerate(self.pairs):
             A, B = pair.A, pair.B
+            places = Places.of(pair, self.recipe)
+            if places is not HERE:
+                job, of_pair = self._shares(index, places, groups, step)
+                if job is not None:
+                    self._check(index, A, B)
+                    jobs.append(job)
+                    sides += of_pair
+                continue
             parameters = PairTensors(
                 A=A if self._is_target(index, "A", A, groups) else None,
                 B=B if self._is_target(index, "B", B, groups) else None,
@@ -146,9 +170,28 @@ class StepEngine:
             if parameters.A is not None or parameters.B is not None:
                 self._check(index, A, B)
                 targets.append(_Target(Job(pair, A, B, step), parameters, PairTensors(None, None)))
-        if not targets:
+        if not (targets or jobs):
             self._require_ownership(groups)
-        return targets
+        return targets, Shards(jobs, sides, self._presence)
+
+    @torch.no_grad()
+    def _shares(
+        self, index: int, places: Places, groups: Mapping[int, ParamGroup], step: int
+    ) -> tuple[Job | None, list[Side]]:
+        """This process's part of a pair: all processes take part if they train it, whatever gradients they have."""
+        pair = self.pairs[index]
+        trained = [factor.requires_grad and id(factor) in groups for factor in (pair.A, pair.B)]
+        if not any(trained):
+            return None, []
+        require_trackable([pair], self.recipe, groups)
+        A, B = (where.local(factor.detach()) for where, factor in zip(places, (pair.A, pair.B), strict=True))
+        job = Job(pair, A, B, step, places)
+        sides: list[Side] = []
+        for letter, factor, where, trains in zip("AB", (pair.A, pair.B), places, trained, strict=True):
+            has_gradient = self._is_target(index, letter, factor, groups)
+            if has_gradient or (trains and where.is_exchanged):
+                sides.append(Side(job, letter, factor, has_gradient))
+        return job, sides
 
     def _check(self, index: int, A: Parameter, B: Parameter) -> None:
         """Checks a pair, unless its factors look as they did when they last passed."""
@@ -163,7 +206,7 @@ class StepEngine:
             raise StaleParametersError(
                 f"the optimizer no longer holds any of the {len(owned)} LoRA factors that it was built with. DeepSpeed "
                 "ZeRO puts flat parameters in their place: leave its optimizer bare, and call sdsopt.attach(model) "
-                "before deepspeed.initialize. Otherwise, build the optimizer again from the model's parameters."
+                "after deepspeed.initialize. Otherwise, build the optimizer again from the model's parameters."
             )
 
     def _is_target(self, index: int, side: str, parameter: Parameter, groups: Mapping[int, object]) -> bool:
@@ -218,7 +261,7 @@ class StepEngine:
         # Clipping writes in place: into copies, where the gradient is not our own and shall come back.
         raw = [parameter for parameter in parameters if parameter not in own]
         with _gradients_replaced({parameter: parameter.grad.clone() for parameter in raw}):
-            clip_grad_norm_(parameters, self.max_grad_norm)
+            clip(parameters, self.max_grad_norm)
             yield
 
     def _postcondition(self, batch: Sequence[_Target], groups: Mapping[int, ParamGroup], decay_of: DecayOf) -> None:

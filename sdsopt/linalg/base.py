@@ -44,6 +44,14 @@ class InverseRoot(ABC):
     No method raises on non-finite input and none waits for the device.
     """
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether `reduce` of a factor is the sum of `reduce` of its row blocks, as for the Gram matrix XᵀX.
+
+        Otherwise it must be the `reduce` of theirs, put on top of each other, as for the triangular factor of QR.
+        """
+        return True
+
     @abstractmethod
     def reduce(self, factor: Tensor) -> Tensor:
         """Reduces tall factors to what `compute` needs of them.

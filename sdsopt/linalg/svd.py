@@ -24,6 +24,11 @@ class SVDInverseRoot(InverseRoot):
     those of X. Cost: about 2·d·r² for the QR and 20·r³ for the decomposition.
     """
 
+    @property
+    def adds_up(self) -> bool:
+        """False: the triangular factors of row blocks are factorized again."""
+        return False
+
     def reduce(self, factor: Tensor) -> Tensor:
         """Reduces X to the triangular factor of its QR decomposition, (..., d, r) → (..., r, r)."""
         factor = factor.to(accurate_dtype(factor.device))

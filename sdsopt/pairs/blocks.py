@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sdsopt.sharding import Axes
+
 Shape3 = tuple[int, int, int]
 
 
@@ -45,6 +47,16 @@ class BlockView(ABC):
         return prod(self.shape_B(shape)) == prod(shape)
 
     @abstractmethod
+    def axes_A(self, ndim: int) -> Axes:
+        """Returns along which axes a stored A may be cut; "rows" are those of the tall factor Aᵀ, its columns."""
+
+    @abstractmethod
+    def axes_B(self, ndim: int) -> Axes:
+        """Returns along which axes a stored B may be cut."""
+
+    # A factor that is cut along these axes alone is split and joined as a whole one is.
+
+    @abstractmethod
     def split_A(self, tensor: Tensor) -> Tensor:
         """Returns A, or a tensor of its shape, as (e, r, n)."""
 
@@ -66,6 +78,9 @@ class _BlockMajorA(BlockView):
 
     def shape_A(self, shape: tuple[int, ...]) -> Shape3:
         return self.num_blocks, shape[0] // self.num_blocks, prod(shape[1:])
+
+    def axes_A(self, ndim: int) -> Axes:
+        return Axes(free=tuple(range(1, ndim)))
 
     def split_A(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(self.shape_A(tensor.shape))  # (e, r, n)
@@ -94,6 +109,10 @@ class Groups(_BlockMajorA):
 
     def shape_B(self, shape: tuple[int, ...]) -> Shape3:
         return self.groups, shape[0] // self.groups, prod(shape[1:])
+
+    def axes_B(self, ndim: int) -> Axes:
+        # A cut across several groups leaves uneven pieces of them.
+        return Axes(free=(0,) if self.groups == 1 else ())
 
     def split_A(self, tensor: Tensor) -> Tensor:
         return tensor.unsqueeze(0) if self.groups == 1 and tensor.ndim == 2 else super().split_A(tensor)
@@ -127,6 +146,9 @@ class Experts(_BlockMajorA):
     def shape_B(self, shape: tuple[int, ...]) -> Shape3:
         return self.experts, shape[0], prod(shape[1:]) // self.experts
 
+    def axes_B(self, ndim: int) -> Axes:
+        return Axes(free=(0,))
+
     def split_B(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(tensor.shape[0], -1, self.experts).permute(2, 0, 1)  # (m, r, e) → (e, m, r)
 
@@ -154,6 +176,9 @@ class UnequalGroups(_BlockMajorA):
 
     def shape_B(self, shape: tuple[int, ...]) -> Shape3:
         return len(self.rows), max(self.rows), prod(shape[1:])
+
+    def axes_B(self, ndim: int) -> Axes:
+        return Axes(free=())
 
     def divides_B(self, shape: tuple[int, ...]) -> bool:
         return sum(self.rows) == shape[0]
@@ -186,6 +211,12 @@ class TransposedExperts(BlockView):
 
     def shape_B(self, shape: tuple[int, ...]) -> Shape3:
         return self.experts, prod(shape[2:]), shape[1]
+
+    def axes_A(self, ndim: int) -> Axes:
+        return Axes(free=tuple(range(1, ndim - 1)), batch=(0,))
+
+    def axes_B(self, ndim: int) -> Axes:
+        return Axes(free=tuple(range(2, ndim)), batch=(0,))
 
     def split_A(self, tensor: Tensor) -> Tensor:
         return tensor.mT  # (e, r, n)

@@ -14,7 +14,7 @@ from sdsopt.pairs.layout import Layout, Skipped
 from sdsopt.pairs.litgpt import LitGPTLayout
 from sdsopt.pairs.loralib import LoralibLayout
 from sdsopt.pairs.nemo import NeMoLayout
-from sdsopt.pairs.pair import LoRAPair
+from sdsopt.pairs.pair import WHY_NOT_WHOLE, LoRAPair
 from sdsopt.pairs.pair_list import PairList
 from sdsopt.pairs.peft import PeftLayout
 from sdsopt.pairs.torchtune import TorchtuneLayout
@@ -130,7 +130,7 @@ def _why_left_out(pair: LoRAPair, include_frozen: bool) -> str | None:
         trainable = pair.trainable
     except StaleParametersError:
         # FSDP1 without use_orig_params leaves plain tensors, views of its flat parameter, in their place.
-        return "its factors are not parameters"
+        return f"its factors are not parameters. {WHY_NOT_WHOLE}"
     return None if trainable or include_frozen else "both factors are frozen"
 
 

@@ -86,7 +86,7 @@ class LoRAPair:
     @property
     def rank(self) -> int:
         """The rank r of each block."""
-        return self.blocks.shape_A(self.A.shape)[1]
+        return self.blocks.shape_A(whole_shape(self.A))[1]
 
     @property
     def num_blocks(self) -> int:
@@ -119,21 +119,14 @@ class LoRAPair:
         """Makes sure that the two factors can be multiplied.
 
         Raises:
-            PairShapeError: They cannot, or are sharded; says their shapes and what most likely happened.
+            PairShapeError: They cannot, or are no whole matrices; says their shapes and what most likely happened.
             StaleParametersError: A factor is gone.
         """
         A, B = self.A, self.B
-        if any(hasattr(factor, "device_mesh") for factor in (A, B)):
-            raise PairShapeError(
-                f"the factors of {self.name} are DTensors, sharded by FSDP2 or tensor parallelism; sdsopt corrects "
-                "whole factors only, so far. Use DDP, or keep the adapters out of the sharding: "
-                "fully_shard(…, ignored_params=…)."
-            )
-        shape_A, shape_B = tuple(A.shape), tuple(B.shape)
+        shape_A, shape_B = whole_shape(A), whole_shape(B)
         if any(len(shape) < 2 or 0 in shape for shape in (shape_A, shape_B)):
             raise PairShapeError(
-                f"the factors of {self.name} are not whole matrices: A is {shape_A}, B is {shape_B}. "
-                f"{_why_not_whole(A, B)}"
+                f"the factors of {self.name} are not whole matrices: A is {shape_A}, B is {shape_B}. {WHY_NOT_WHOLE}"
             )
         blocks_A, blocks_B = self.blocks.shape_A(shape_A), self.blocks.shape_B(shape_B)
         uneven = not (self.blocks.divides_A(shape_A) and self.blocks.divides_B(shape_B))
@@ -158,8 +151,12 @@ class LoRAPair:
 _WHY_GONE = "the adapter was deleted or merged away, or the layer was replaced. Call find_pairs(model) again."
 
 
-def _why_not_whole(A: nn.Parameter, B: nn.Parameter) -> str:
-    # DeepSpeed leaves the true shape of a partitioned parameter in `ds_shape`.
-    if hasattr(A, "ds_shape") or hasattr(B, "ds_shape"):
-        return "DeepSpeed ZeRO-3 partitioned them; gather them first (deepspeed.zero.GatheredParameters)."
-    return "Most likely FSDP1 or DeepSpeed flattened and sharded them: use FSDP2 (fully_shard), or gather them first."
+WHY_NOT_WHOLE = (
+    "Most likely FSDP1 flattened and sharded them. Use FSDP2 (torch.distributed.fsdp.fully_shard; with Accelerate, "
+    "fsdp_version: 2), whose shards are corrected where they lie, or FSDP1's NO_SHARD."
+)
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The parameter's shape; DeepSpeed ZeRO-3 leaves an empty one, with the true one beside it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -154,3 +154,6 @@ def test_medians_over_a_models_pairs() -> None:
     with torch.no_grad():
         model.first.B.zero_()
     assert median_condition_numbers(find_pairs(model))[1] is None
+    for layer in (model.first, model.second):
+        layer.A = torch.empty(0)  # as with ZeRO-3
+    assert median_condition_numbers(find_pairs(model)) == (None, None)

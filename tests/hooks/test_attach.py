@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 import torch_optimizer
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.checkpoint import checkpoint
 
-import distributed_workers as workers
 from recorder import corrected_gradients
 from sdsopt import InverseRoot, SDSPreconditioner, attach
 from sdsopt.linalg.base import RootResult
@@ -261,16 +259,6 @@ def test_a_frozen_partner() -> None:
     assert model.first.A.grad is None
     assert model.first.B.grad is not None
     torch.testing.assert_close(model.first.B.grad, expected)
-
-
-def test_ddp_equals_one_process_on_the_whole_batch(tmp_path: Path) -> None:
-    multiprocessing.spawn(workers.run, (2, str(tmp_path), workers.ddp_hooks), nprocs=2)
-    alone = Network(dtype=torch.float64)
-    workers.train(alone, workers.optimizer_of(alone, "sds"))
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    for name, expected in alone.state_dict().items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_graph_through_the_correction() -> None:

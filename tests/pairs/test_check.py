@@ -58,16 +58,19 @@ def test_ranks_that_differ(A: tuple[int, ...], B: tuple[int, ...], view: BlockVi
 
 @pytest.mark.parametrize(("A", "B"), [((24,), (20,)), ((0,), (5, 4)), ((4, 6), (0, 4)), ((0, 6), (5, 0))])
 def test_flat_or_empty_shards(A: tuple[int, ...], B: tuple[int, ...]) -> None:
-    with pytest.raises(PairShapeError, match="FSDP1 or DeepSpeed") as error:
+    with pytest.raises(PairShapeError, match=r"FSDP1 .* Use FSDP2") as error:
         pair_of(A, B).check()
     for part in ("block.q_proj[x]", str(A), str(B)):
         assert part in str(error.value)
 
 
-def test_zero_3_is_recognised() -> None:
+def test_zero_3_leaves_the_true_shape_beside_an_empty_parameter() -> None:
     pair = pair_of((0,), (0,))
-    pair.A.ds_shape = torch.Size((4, 6))
-    with pytest.raises(PairShapeError, match="GatheredParameters"):
+    pair.A.ds_shape, pair.B.ds_shape = torch.Size((4, 6)), torch.Size((5, 4))
+    pair.check()
+    assert pair.rank == 4
+    pair.B.ds_shape = torch.Size((5, 3))
+    with pytest.raises(PairShapeError, match="do not fit together"):
         pair.check()
 
 
