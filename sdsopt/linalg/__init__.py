@@ -12,6 +12,7 @@ from sdsopt.linalg.products import gram, multiply_left, multiply_right
 from sdsopt.linalg.registry import available_inverse_roots, make_inverse_root
 from sdsopt.linalg.svd import SVDInverseRoot
 from sdsopt.linalg.sylvester import solve_sylvester
+from sdsopt.linalg.workspace import limited_workspace
 
 __all__ = [
     "AutoInverseRoot",
@@ -25,6 +26,7 @@ __all__ = [
     "available_inverse_roots",
     "balancing_transform",
     "gram",
+    "limited_workspace",
     "make_inverse_root",
     "multiply_left",
     "multiply_right",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdsopt.linalg.native import kernels_for
 from sdsopt.linalg.precision import accurate_dtype
+from sdsopt.linalg.workspace import part_bytes
 
 # How much of a long tensor is converted at once: on a CPU what stays in its cache, elsewhere what keeps a GPU busy.
 _CPU_BYTES = 2 * 2**20
@@ -93,7 +94,7 @@ def _converted(part: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _parts(tensor: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    limit = _CPU_BYTES if tensor.device.type == "cpu" else _DEVICE_BYTES
+    limit = part_bytes(_CPU_BYTES if tensor.device.type == "cpu" else _DEVICE_BYTES)
     length = tensor.shape[dim]
     bytes_per_index = tensor.numel() // max(length, 1) * dtype.itemsize
     return tensor.split(max(1, min(length, limit // max(bytes_per_index, 1))), dim)
