@@ -38,6 +38,7 @@ class SDSAdamW(SDSPreconditioner):
         max_grad_norm: Clips corrected gradients.
         transport: "moments" or None.
         rebalance_every: Number of steps, or None.
+        max_workspace_bytes: Bound on the memory to compute with at a time, or None.
 
     Raises:
         NoPairsError: No parameter is linked to a pair.
@@ -61,6 +62,7 @@ class SDSAdamW(SDSPreconditioner):
         max_grad_norm: float | None = None,
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
+        max_workspace_bytes: int | None = None,
     ) -> None:
         inner = AdamW(params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, fused=fused)
         super().__init__(
@@ -73,6 +75,7 @@ class SDSAdamW(SDSPreconditioner):
             max_grad_norm=max_grad_norm,
             transport=transport,
             rebalance_every=rebalance_every,
+            max_workspace_bytes=max_workspace_bytes,
         )
 
 
@@ -97,6 +100,7 @@ class SDSSGD(SDSPreconditioner):
         max_grad_norm: Clips corrected gradients.
         transport: "moments" or None.
         rebalance_every: Number of steps, or None.
+        max_workspace_bytes: Bound on the memory to compute with at a time, or None.
 
     Raises:
         NoPairsError: No parameter is linked to a pair.
@@ -120,6 +124,7 @@ class SDSSGD(SDSPreconditioner):
         max_grad_norm: float | None = None,
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
+        max_workspace_bytes: int | None = None,
     ) -> None:
         inner = SGD(params, lr, momentum, dampening, weight_decay, nesterov, foreach=foreach, fused=fused)
         super().__init__(
@@ -132,6 +137,7 @@ class SDSSGD(SDSPreconditioner):
             max_grad_norm=max_grad_norm,
             transport=transport,
             rebalance_every=rebalance_every,
+            max_workspace_bytes=max_workspace_bytes,
         )
 
 

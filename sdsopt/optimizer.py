@@ -62,6 +62,9 @@ class SDSPreconditioner(Optimizer):
     optimizer's, so a checkpoint of the bare optimizer loads into the wrapped one and the other way round. Gradients
     that are clipped between `backward` and `step` are clipped *before* the correction; see `max_grad_norm`.
 
+    A step holds a copy of the LoRA parameters' gradients, and with a correction that maps updates one of their values
+    besides; then a few megabytes on a CPU, or a few hundred on another device, to compute with.
+
     Args:
         optimizer: The inner optimizer, built on the parameters to train.
         model: The model that holds the LoRA layers, or the pairs themselves.
@@ -79,6 +82,9 @@ class SDSPreconditioner(Optimizer):
             defined with it, as "altlora" is. It doubles the r×r work of a step.
         rebalance_every: After how many steps A and B are replaced by balanced factors of the same product, with the
             moments carried along. None (default) leaves them. Do not average such factors over steps (EMA).
+        max_workspace_bytes: What a step may take to compute with at a time, beyond what it holds as said above and the
+            r×r matrices of all pairs. What one pair needs is the least there is: with "sds", "scaled" and "sds-split"
+            a few copies of it. Less memory takes more calls. None (default) bounds nothing.
 
     Raises:
         DoubleCorrectionError: `sdsopt.attach` corrects the model's gradients already.
@@ -93,8 +99,8 @@ class SDSPreconditioner(Optimizer):
             apart (schedule-free ones, Prodigy with weight decay), or the correction needs a learning rate and the
             optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps; or torch's
             ZeroRedundancyOptimizer builds this one, instead of being wrapped by it.
-        ValueError: `damping` is negative or not finite, `max_grad_norm` or `rebalance_every` is not positive, or
-            `inverse_root`, `rescale` or `transport` is unknown.
+        ValueError: `damping` is negative or not finite, `max_grad_norm`, `rebalance_every` or
+            `max_workspace_bytes` is not positive, or `inverse_root`, `rescale` or `transport` is unknown.
     """
 
     # Else GradScaler would leave unscaling to the inner optimizer, which never hears of the scale.
@@ -112,11 +118,12 @@ class SDSPreconditioner(Optimizer):
         max_grad_norm: float | None = None,
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
+        max_workspace_bytes: int | None = None,
     ) -> None:
         require_usable(optimizer)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
-        recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every)
+        recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every, max_workspace_bytes)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
         require_mappable(optimizer, recipe.correction, optimizer.param_groups)
         if recipe.tracks_bases:

@@ -30,11 +30,13 @@ class Contender(ABC):
         name: Its name in the table.
         baseline: The contender whose time is subtracted, to leave the correction's own.
         foreign: Whether it is other people's code, which may fail on what is measured.
+        frees_gradients: Whether a run starts with new gradients, so that its peak memory says nothing of a correction.
     """
 
     name: str
     baseline: str = ADAMW
     foreign: bool = False
+    frees_gradients: bool = False
 
     @contextlib.contextmanager
     def ready(self) -> Generator[None]:
@@ -98,6 +100,7 @@ class Backward(Contender):
 
     name = BACKWARD
     baseline = BACKWARD
+    frees_gradients = True
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
@@ -112,6 +115,7 @@ class Hooks(Contender):
 
     name = "attach, sds"
     baseline = BACKWARD
+    frees_gradients = True
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter

@@ -109,7 +109,7 @@ def cells(section: Section, timing: Timing) -> tuple[str, ...]:
         f"{_ms(timing.seconds)} [{_ms(low)}, {_ms(high)}]",
         "" if is_baseline else _ms(timing.correction),
         "" if timing.name == BACKWARD else f"{timing.ratio:.2f}",
-        f"{timing.extra_bytes / section.parameter_bytes:.2f} x",
+        "" if timing.extra_bytes is None else f"{timing.extra_bytes / section.parameter_bytes:.2f} x",
     )
 
 

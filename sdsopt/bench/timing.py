@@ -26,7 +26,8 @@ class Timing:
         quartiles: First and third quartile of that time.
         correction: Median over the rounds of the time beyond the baseline's of the same round, in seconds.
         ratio: Median over the rounds of (AdamW + correction) / AdamW.
-        extra_bytes: The most memory that a run held beside parameters, gradients and optimizer state.
+        extra_bytes: The most memory that a run held beside parameters, gradients and optimizer state; None where a run
+            replaces the gradients.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Timing:
     quartiles: tuple[float, float]
     correction: float
     ratio: float
-    extra_bytes: int
+    extra_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def run_rounds(
     Returns:
         The timings, and the error of each contender that failed.
     """
-    extra: dict[str, int] = {}
+    extra: dict[str, int | None] = {}
     failed: dict[str, str] = {}
     for contender in contenders:
         adapter.backward()
@@ -92,7 +93,8 @@ def run_rounds(
                 raise
             failed[contender.name] = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
         else:
-            extra[contender.name] = max(0, peak - contender.state_bytes())
+            own = max(0, peak - contender.state_bytes())
+            extra[contender.name] = None if contender.frees_gradients else own
     running = [contender for contender in contenders if contender.name not in failed]
 
     rows: list[dict[str, float]] = []

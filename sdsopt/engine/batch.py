@@ -56,10 +56,9 @@ class Batch:
         return [job.join(PairTensors(*part)) for job, part in zip(self._jobs, parts, strict=True)]
 
     def _factors(self) -> Factors:
-        if self._before is None:
-            each = [job.present for job in self._jobs]
-        else:
-            each = [job.factors(before) for job, before in zip(self._jobs, self._before, strict=True)]
+        # Not `Job.present`: what is converted for this batch would stay until the end of the step.
+        before = self._before or [PairTensors(None, None)] * len(self._jobs)
+        each = [job.factors(values) for job, values in zip(self._jobs, before, strict=True)]
         if len(each) == 1:
             return each[0]
         return Factors(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from sdsopt.engine.recipe import Recipe
 from sdsopt.pairs import LoRAPair
 from sdsopt.sharding import WHOLE, Distribution, is_distributed
@@ -16,9 +18,8 @@ class Places(NamedTuple):
     B: Distribution = WHOLE
 
     @classmethod
-    def of(cls, pair: LoRAPair, recipe: Recipe) -> Places:
-        """Reads it off a pair as it is now."""
-        A, B = pair.A, pair.B
+    def of(cls, pair: LoRAPair, A: Tensor, B: Tensor, recipe: Recipe) -> Places:
+        """Reads it off a pair's factors as they are now."""
         if not (is_distributed(A) or is_distributed(B)):
             return HERE
         both = cls(

@@ -18,11 +18,13 @@ class Recipe:
         correction: The correction.
         inverse_root: The method for the roots of the Gram matrices.
         damping: Relative damping δ ≥ 0.
+        max_workspace_bytes: The memory to compute with at a time; None for as much as the device likes.
     """
 
     correction: Correction
     inverse_root: InverseRoot
     damping: float
+    max_workspace_bytes: int | None = None
 
     @property
     def exponents(self) -> tuple[float, ...]:
@@ -57,14 +59,15 @@ class Recipe:
         rescale: Literal["grad_norm"] | None = None,
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
+        max_workspace_bytes: int | None = None,
     ) -> Recipe:
         """Makes a recipe of a user's options.
 
         Raises:
             UnknownCorrectionError: No correction has that name.
             UnsupportedCorrectionError: The correction has no bases that moments could follow.
-            ValueError: `damping` is negative or not finite, `rebalance_every` is below 1, or `inverse_root`, `rescale`
-                or `transport` is unknown.
+            ValueError: `damping` is negative or not finite, `rebalance_every` or `max_workspace_bytes` is below 1,
+                or `inverse_root`, `rescale` or `transport` is unknown.
         """
         if not (math.isfinite(damping) and damping >= 0):
             raise ValueError(f"damping must be a finite number ≥ 0, got {damping}")
@@ -72,9 +75,11 @@ class Recipe:
             raise ValueError(f'rescale must be "grad_norm" or None, got {rescale!r}')
         if transport not in (None, "moments"):
             raise ValueError(f'transport must be "moments" or None, got {transport!r}')
+        if max_workspace_bytes is not None and max_workspace_bytes < 1:
+            raise ValueError(f"max_workspace_bytes must be positive, or None for no bound, got {max_workspace_bytes}")
         correction = make_correction(correction)
         if rescale is not None:
             correction = KeepNorm(correction)
         if transport is not None or rebalance_every is not None:
             correction = TrackBasis(correction, transport is not None, rebalance_every)
-        return cls(correction, make_inverse_root(inverse_root), damping)
+        return cls(correction, make_inverse_root(inverse_root), damping, max_workspace_bytes)

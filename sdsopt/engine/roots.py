@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,9 @@ from sdsopt.engine.stacks import stacks
 from sdsopt.sharding import Group, add_up, merge
 
 Part = tuple[tuple[Group, ...], Tensor]  # what to add up over which processes
+_Batch = list[tuple[dict[float, Tensor], Tensor]]  # r×r matrices (e, r, r), and where their roots belong
+
+_COPIES = 10  # of its matrices, while a batch is decomposed
 
 
 class _Side(NamedTuple):
@@ -55,10 +58,10 @@ def compute_roots(
     else:
         matrices, sums = merge(parts, recipe.inverse_root.reduce), add_up(others)
 
-    batches: dict[tuple[int, torch.device], list[tuple[dict[float, Tensor], Tensor]]] = defaultdict(list)
+    batches: dict[tuple[int, torch.device], _Batch] = defaultdict(list)
     for roots, matrix in [*zip((side.roots for side, _ in reduced), matrices, strict=True), *_given(jobs)]:
         batches[matrix.shape[-1], matrix.device].append((roots, matrix))
-    for batch in batches.values():
+    for batch in _bounded(batches.values(), recipe.max_workspace_bytes):
         stacked = torch.cat([matrix for _, matrix in batch])  # (k, r, r)
         result = recipe.inverse_root.compute(stacked, exponents, recipe.damping)
         for exponent, powers in zip(exponents, result.roots, strict=True):
@@ -68,7 +71,18 @@ def compute_roots(
     return sums
 
 
-def _given(jobs: Sequence[Job]) -> list[tuple[dict[float, Tensor], Tensor]]:
+def _bounded(batches: Iterable[_Batch], max_workspace_bytes: int | None) -> Iterator[_Batch]:
+    """Cuts batches that would take more memory than there may be; those of one factor stay."""
+    for batch in batches:
+        if max_workspace_bytes is None:
+            yield batch
+            continue
+        largest = max(matrix.numel() * matrix.element_size() for _, matrix in batch)
+        size = max(1, max_workspace_bytes // (_COPIES * largest))
+        yield from (batch[start : start + size] for start in range(0, len(batch), size))
+
+
+def _given(jobs: Sequence[Job]) -> _Batch:
     """The matrices of factors that are out of reach."""
     both = [pair for job in jobs for pair in zip((job.roots_A, job.roots_B), job.reduced, strict=True)]
     return [(roots, matrix) for roots, matrix in both if matrix is not None]
@@ -84,7 +98,7 @@ def _sides(job: Job) -> tuple[_Side, _Side]:
 def _reduce(sides: Sequence[_Side], recipe: Recipe) -> list[tuple[_Side, Tensor]]:
     """Returns each side with its matrices (e, r, r)."""
     result: list[tuple[_Side, Tensor]] = []
-    for group in stacks(sides, lambda side: [side.factor], lambda side: side.wide):
+    for group in stacks(sides, lambda side: [side.factor], lambda side: side.wide, recipe.max_workspace_bytes):
         factors = group[0].factor if len(group) == 1 else torch.cat([side.factor for side in group])
         reduced = recipe.inverse_root.reduce(factors.mT if group[0].wide else factors)
         parts = [reduced] if len(group) == 1 else reduced.split(len(group[0].factor))

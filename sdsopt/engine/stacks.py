@@ -13,10 +13,15 @@ _T = TypeVar("_T")
 # does; on other devices a call nearly always costs more than a copy.
 _CPU_BYTES = 32 * 2**10
 _DEVICE_BYTES = 128 * 2**20
+# Gradients, factors, what is made of them, in float64 with some corrections, and room for a product's parts.
+_COPIES = 16
 
 
 def stacks(
-    items: Iterable[_T], tensors_of: Callable[[_T], Sequence[Tensor]], in_common: Callable[[_T], Hashable]
+    items: Iterable[_T],
+    tensors_of: Callable[[_T], Sequence[Tensor]],
+    in_common: Callable[[_T], Hashable],
+    max_workspace_bytes: int | None = None,
 ) -> list[list[_T]]:
     """Groups items whose tensors can be stacked along their first dimension.
 
@@ -24,6 +29,7 @@ def stacks(
         items: In any order.
         tensors_of: The tensors of an item, at least one. In a group they have the same shapes, dtypes and devices.
         in_common: What else the items of a group must agree on.
+        max_workspace_bytes: What computing with a group may take; None for as much as the device likes.
 
     Returns:
         The groups, each of at most a fixed number of bytes, or of one item.
@@ -33,6 +39,8 @@ def stacks(
     for item in items:
         tensors = tensors_of(item)
         limit = _CPU_BYTES if tensors[0].device.type == "cpu" else _DEVICE_BYTES
+        if max_workspace_bytes is not None:
+            limit = min(limit, max_workspace_bytes // _COPIES)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # nbytes cannot be traced
         if 2 * size > limit:
             result.append([item])

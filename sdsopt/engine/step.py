@@ -25,7 +25,7 @@ from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.shards import Shards, Side
 from sdsopt.engine.stacks import stacks
 from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
-from sdsopt.linalg import without_autocast
+from sdsopt.linalg import limited_workspace, without_autocast
 from sdsopt.pairs import LoRAPair
 
 ParamGroup = dict[str, Any]
@@ -131,7 +131,8 @@ class StepEngine:
                 target.job.memory = recall(target.job, state)
         jobs = [*(target.job for target in targets), *shards.jobs]
         device_types = {job.A.device.type for job in jobs}
-        with torch.no_grad(), without_autocast(device_types):
+        bound = self.recipe.max_workspace_bytes
+        with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
             shards.exchange()
             shards.compare(compute_roots(jobs, self.recipe, shards.words))
             gradients: dict[Tensor, Tensor | None] = {}
@@ -146,7 +147,7 @@ class StepEngine:
             yield len(targets) + shards.corrected_pairs
         gradients.clear()  # their memory is needed for the updates
 
-        with torch.no_grad(), without_autocast(device_types):
+        with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
             if correction.uses_updates:
                 for batch in self._batches(targets, groups):
                     self._postcondition(batch, groups, decay_of)
@@ -163,7 +164,7 @@ class StepEngine:
         sides: list[Side] = []
         for index, pair in enumerate(self.pairs):
             A, B = pair.A, pair.B
-            places = Places.of(pair, self.recipe)
+            places = Places.of(pair, A, B, self.recipe)
             if places is not HERE:
                 job, of_pair = self._shares(index, places, groups, step)
                 if job is not None:
@@ -248,7 +249,7 @@ class StepEngine:
             remembered = (tuple(names) for names in target.job.memory)
             return alone, pair.scaling, pair.blocks, *param_groups, *remembered
 
-        return stacks(targets, lambda target: (target.job.A, target.job.B), in_common)
+        return stacks(targets, lambda target: (target.job.A, target.job.B), in_common, self.recipe.max_workspace_bytes)
 
     def _precondition(self, batch: Sequence[_Target]) -> dict[Tensor, Tensor | None]:
         """Returns the corrected gradients by parameter; None for one that shall not step."""

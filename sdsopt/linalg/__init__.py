@@ -13,6 +13,7 @@ from sdsopt.linalg.registry import available_inverse_roots, make_inverse_root
 from sdsopt.linalg.spectrum import symmetric_eigenvalues
 from sdsopt.linalg.svd import SVDInverseRoot
 from sdsopt.linalg.sylvester import solve_sylvester
+from sdsopt.linalg.workspace import limited_workspace
 
 __all__ = [
     "AutoInverseRoot",
@@ -26,6 +27,7 @@ __all__ = [
     "available_inverse_roots",
     "balancing_transform",
     "gram",
+    "limited_workspace",
     "make_inverse_root",
     "multiply_left",
     "multiply_right",

@@ -19,7 +19,7 @@ from sdsopt.linalg.products import gram
 class AutoInverseRoot(InverseRoot):
     """`EighInverseRoot` on a CPU, `NewtonSchulzInverseRoot` elsewhere.
 
-    On a CPU eigh was 2 to 7 times as fast at every rank from 4 to 256 and every batch from 8 to 448
+    On a CPU eigh was 1.5 to 7 times as fast at every rank from 4 to 256 and every batch from 8 to 448
     (`benchmarks/roots.py`), so nothing is left to decide there. On a GPU eigh waits for the device to see whether it
     failed, which products of matrices never do; how the two compare there has not been measured.
     """

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdsopt.linalg.native import kernels_for
 from sdsopt.linalg.precision import accurate_dtype
+from sdsopt.linalg.workspace import part_bytes
 
 # How much of a long tensor is converted at once: on a CPU what stays in its cache, elsewhere what keeps a GPU busy.
 _CPU_BYTES = 2 * 2**20
@@ -29,10 +30,10 @@ def gram(factor: Tensor) -> Tensor:
         return result
     dtype = accurate_dtype(factor.device)
     parts = _parts(factor, -2, dtype)
-    first = parts[0].to(dtype)
+    first = _converted(parts[0], dtype)
     total = first.mT @ first
     for part in parts[1:]:
-        converted = part.to(dtype)
+        converted = _converted(part, dtype)
         total += converted.mT @ converted
     return total
 
@@ -78,16 +79,22 @@ def _in_parts(tensor: Tensor, dim: int, matrix: Tensor, product: Callable[[Tenso
     dtype = product_dtype(tensor)
     matrix = matrix.to(dtype)
     parts = _parts(tensor, dim, dtype)
-    if len(parts) == 1:
+    if len(parts) == 1 and tensor.is_contiguous():
         return product(matrix, tensor.to(dtype)).to(tensor.dtype)
-    result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    result = torch.empty_like(tensor)  # with its strides, so that it goes back to where it came from without a copy
     for part, target in zip(parts, result.split(parts[0].shape[dim], dim), strict=True):
-        target.copy_(product(matrix, part.to(dtype)))
+        target.copy_(product(matrix, _converted(part, dtype)))
     return result
 
 
+def _converted(part: Tensor, dtype: torch.dtype) -> Tensor:
+    # Stacked experts have every element of a matrix in another place: products of that are several times as slow.
+    rows_or_columns_apart = part.stride(-1) != 1 and part.stride(-2) != 1
+    return (part.contiguous() if rows_or_columns_apart else part).to(dtype)
+
+
 def _parts(tensor: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    limit = _CPU_BYTES if tensor.device.type == "cpu" else _DEVICE_BYTES
+    limit = part_bytes(_CPU_BYTES if tensor.device.type == "cpu" else _DEVICE_BYTES)
     length = tensor.shape[dim]
     bytes_per_index = tensor.numel() // max(length, 1) * dtype.itemsize
     return tensor.split(max(1, min(length, limit // max(bytes_per_index, 1))), dim)

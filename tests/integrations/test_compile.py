@@ -50,7 +50,7 @@ def loop(method: str, backend: str | None = None, make: Callable[[Any], Optimize
     ("backend", "method", "options"),
     [
         ("aot_eager", "sds", {}),
-        ("eager", "sds-split", {"max_grad_norm": 0.1}),
+        ("eager", "sds-split", {"max_grad_norm": 0.1, "max_workspace_bytes": 1024}),
         ("aot_eager", "hooks", {}),
     ],
 )

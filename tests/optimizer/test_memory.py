@@ -9,11 +9,13 @@ from sdsopt import SDSPreconditioner
 from sdsopt.bench.adapter import Adapter
 from sdsopt.bench.memory import peak_extra_bytes
 from sdsopt.bench.shapes import LayerShape, ModelShape
+from sdsopt.linalg import available_inverse_roots
 
 # Large enough that what is computed with at a time does not count: 80 MiB of LoRA parameters.
 SHAPE = ModelShape("", (LayerShape(12288, 4096), LayerShape(4096, 12288)), 20)
 RANK = 32
 AT_A_TIME = 12 * 2**20
+BOUND = 20 * 2**20  # ten pairs
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +41,55 @@ def test_clipping_copies_no_corrected_gradient(adapter: Adapter) -> None:
     optimizer = SDSPreconditioner(inner, adapter, max_grad_norm=1.0)
     optimizer.step()
     assert peak_extra_bytes(optimizer.step) < adapter.num_bytes + AT_A_TIME
+
+
+@pytest.mark.parametrize(("correction", "copies"), [("sds", 1), ("sds-split", 2), ("lora-pro", 1)])
+def test_the_bound_holds(adapter: Adapter, correction: str, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stacks and parts as large as on a GPU."""
+    for name in ("sdsopt.engine.stacks", "sdsopt.linalg.products"):
+        monkeypatch.setattr(f"{name}._CPU_BYTES", 2**27)
+    inner = torch.optim.SGD(adapter.parameters(), lr=1e-6)
+    peaks: list[int] = []
+    for bound in (None, BOUND):
+        optimizer = SDSPreconditioner(inner, adapter, correction, max_workspace_bytes=bound)
+        optimizer.step()
+        peaks.append(peak_extra_bytes(optimizer.step) - copies * adapter.num_bytes)
+    free, bounded = peaks
+    assert bounded < BOUND < free
+
+
+@pytest.mark.parametrize("method", available_inverse_roots())
+def test_the_bound_holds_for_roots(method: str) -> None:
+    """With r×r matrices as large as factors. Those of all pairs stay; what they are made with does not."""
+    adapter = Adapter(ModelShape("", (LayerShape(64, 64),), 64), 64, 64, torch.float32, "cpu")
+    adapter.backward()
+    kept = adapter.num_bytes + 2 * 2 * adapter.num_pairs * 64 * 64 * 8
+    inner = torch.optim.SGD(adapter.parameters(), lr=1e-6)
+    bound = 2 * 2**20
+    peaks: list[int] = []
+    for max_bytes in (None, bound):
+        optimizer = SDSPreconditioner(inner, adapter, inverse_root=method, max_workspace_bytes=max_bytes)
+        peaks.append(peak_extra_bytes(optimizer.step) - kept)
+    free, bounded = peaks
+    assert bounded < bound < free
+
+
+@pytest.mark.parametrize("correction", ["sds", "sds-split", "lora-pro"])
+def test_a_bound_changes_no_step(correction: str) -> None:
+    """Not even one of a single byte: a pair is the least to compute with."""
+    steps: list[list[torch.Tensor]] = []
+    for bound in (None, 1):
+        torch.manual_seed(0)
+        adapter = Adapter(ModelShape("", (LayerShape(30, 20), LayerShape(20, 30, 2)), 2), 2, 4, torch.float64, "cpu")
+        adapter.backward()
+        inner = torch.optim.SGD(adapter.parameters(), lr=1e-2)
+        SDSPreconditioner(inner, adapter, correction, max_workspace_bytes=bound).step()
+        steps.append(list(adapter.parameters()))
+    for one, other in zip(*steps, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("bound", [0, -1])
+def test_a_bound_is_positive(adapter: Adapter, bound: int) -> None:
+    with pytest.raises(ValueError, match="max_workspace_bytes must be positive"):
+        SDSPreconditioner(torch.optim.SGD(adapter.parameters()), adapter, max_workspace_bytes=bound)
