@@ -131,6 +131,7 @@ def test_resuming_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         ([], "required: COMMAND"),
         (["compare", "--corrections", "sdss"], "unknown correction 'sdss'; known: lora, sds, sds-split, scaled"),
+        (["compare", "--corrections", "sdss"], "lora-rite-matrix, sds-paper"),
         (["compare", "--inner", "lion"], "unknown inner optimizer 'lion'; known: adamw, sgd"),
         (["compare", "--lrs", "-1"], "learning rates must be positive"),
         (["compare", "--lrs", "a"], "--lrs"),

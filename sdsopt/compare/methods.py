@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sdsopt.corrections import Correction, make_correction
+from sdsopt.errors import UnknownCorrectionError
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.reference import SDSSchedule, convert
 
@@ -82,7 +83,10 @@ def make_method(correction: str | Correction) -> Method:
     if isinstance(correction, str) and correction in _NO_CORRECTIONS:
         return _NO_CORRECTIONS[correction]
     # Resolved here, since a worker process does not know what the caller registered.
-    resolved = make_correction(correction)
+    try:
+        resolved = make_correction(correction)
+    except UnknownCorrectionError as error:
+        raise UnknownCorrectionError(f"{error}, {PAPER.name}") from None
     name = correction if isinstance(correction, str) else repr(correction)
     if " object at 0x" in repr(resolved):
         raise ValueError(f"{name}: results on disk are found by the correction's repr; make it a dataclass")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as checkpoint
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import SGD, AdamW, Optimizer
 
 import oracle
@@ -256,6 +259,28 @@ def test_pairs_with_and_without_a_memory_of_one_shape() -> None:
                 optimizer.step()
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_distributed_checkpoint_on_disk_holds_the_memory(tmp_path: Path) -> None:
+    """Its loader asks for what a fresh optimizer's fake step has created, so that must be the memory too."""
+
+    def wrapped(model: Network) -> SDSPreconditioner:
+        return SDSPreconditioner(AdamW(model.parameters(), lr=0.01), model, "lora-rite-matrix")
+
+    model, resumed = Network(), Network(seed=1)
+    optimizer, again = wrapped(model), wrapped(resumed)
+    train(model, optimizer, 3)
+    of_model, of_optimizer = get_state_dict(model, optimizer)
+    checkpoint.save({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=tmp_path)
+    of_model, of_optimizer = get_state_dict(resumed, again)
+    checkpoint.load({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=tmp_path)
+    set_state_dict(resumed, again, model_state_dict=of_model, optim_state_dict=of_optimizer)
+    assert again.state[resumed.first.A]["sdsopt_second_moment"].any()
+    train(model, optimizer, 3, first=3)
+    train(resumed, again, 3, first=3)
+    assert_same(model, resumed)
 
 
 def test_bad_settings() -> None:
