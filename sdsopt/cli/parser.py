@@ -17,9 +17,13 @@ exit codes:
 def formatter() -> Any:
     """Returns the formatter with colours where rich-argparse (extra `cli`) is installed, else argparse's own."""
     try:
-        from rich_argparse import RawDescriptionRichHelpFormatter as Formatter
+        from rich_argparse import RawDescriptionRichHelpFormatter
     except ModuleNotFoundError:
-        from argparse import RawDescriptionHelpFormatter as Formatter
+        return partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
+
+    class Formatter(RawDescriptionRichHelpFormatter):
+        group_name_formatter = str  # its own would write "--Task Hf"
+
     return partial(Formatter, max_help_position=28)
 
 
