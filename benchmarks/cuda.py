@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("--out", default="bench-cuda", help="folder for bench.json and bench.md (%(default)s)")
     out = Path(parser.parse_args().out)
     if not torch.cuda.is_available():
-        print("this needs a GPU that torch can use", file=sys.stderr)
+        print("torch finds no GPU, and all of this needs one; on a CPU use `sdsopt bench`", file=sys.stderr)
         return 1
     torch.manual_seed(0)
     report = bench(

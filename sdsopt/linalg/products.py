@@ -68,7 +68,7 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     """Returns the dtype in which a product with a root is exact to the last place of the tensor's own dtype.
 
     The root of a factor with condition number κ multiplies rounding errors by κ. float32 leaves enough beyond the 8 or
-    11 bits of bfloat16 and float16; float32 itself needs float64.
+    11 bits of bfloat16 and float16; float32 itself needs float64 (`benchmarks/precision.py`).
     """
     if tensor.dtype in (torch.bfloat16, torch.float16):
         return torch.float32
