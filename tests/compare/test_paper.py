@@ -39,7 +39,9 @@ def test_every_claim_has_a_verdict_numbers_and_a_figure(tmp_path: Path) -> None:
         assert claim.findings
         assert all(re.search(r"\d", finding.text) for finding in claim.findings)
         assert claim.verdict in ("reproduced", "partly reproduced", "not reproduced here")
-    html, *figures = paper.save_report()
+    html, markdown, *figures = paper.save_report()
+    for path in figures:  # which it shows by name
+        assert markdown.read_text(encoding="utf8").count(f"]({path.name})") == 1
     text = html.read_text(encoding="utf8")
     assert text.count("data:image/svg+xml") == 4 == len(figures)
     assert all(claim.verdict in text for claim in paper.claims)
@@ -99,8 +101,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(
         paper_module, "reproduce", lambda out, **options: reproduce(out, tasks=TINY, settings=few, **options)
     )
-    assert main(["compare", "paper", "--out", str(tmp_path), "--jobs", "1", "--quiet"]) == 0
+    command = ["compare", "paper", "--out", str(tmp_path), "--jobs", "1", "--quiet"]
+    assert main(command) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "(a)" in out and "(d) not reproduced here" in out  # two seeds prove nothing
     assert (tmp_path / "paper.html").exists()
+
+    def interrupted(out: str, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper_module, "reproduce", interrupted)
+    assert main(command) == 130
+    assert f"finished runs are in {tmp_path}, the same command resumes" in capsys.readouterr().err
