@@ -75,7 +75,7 @@ def draw_band(
     panel.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
 
 
-def plain_numbers(value: float, _position: float) -> str:
+def _plain_number(value: float, _position: float) -> str:
     """Formats a tick without powers of ten."""
     return f"{value:g}"
 
@@ -90,7 +90,7 @@ def plain_ticks(*axes: Axis) -> None:
                 return f"{value:.3g}"
             return ""
 
-        axis.set_major_formatter(plain_numbers)
+        axis.set_major_formatter(_plain_number)
         axis.set_minor_formatter(minor)
 
 
