@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sdsopt.cli import compare_hf, compare_paper, compare_report
 from sdsopt.cli.compare_report import show
 from sdsopt.cli.cores import cores
+from sdsopt.cli.interrupted import say_interrupted
 from sdsopt.cli.parser import add_command
 from sdsopt.cli.values import UsageError, listed
 from sdsopt.extras import extra
@@ -70,12 +71,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: the cores, %(default)s)")
     parser.add_argument("--dask", metavar="ADDRESS", help="compute on a Dask cluster, such as tcp://host:8786")
     parser.add_argument(
-        "--no-times", dest="times", action="store_false", help="no time of a step, the one column that never repeats"
+        "--no-times", dest="times", action="store_false", help="leave out the time of a step, which differs each time"
     )
     parser.add_argument("--json", action="store_true", help="print the table's numbers as JSON, and write no report")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: _run(parser, arguments))
-    others = parser.add_subparsers(title="other comparisons, and old ones", metavar="COMMAND")
+    others = parser.add_subparsers(title="more", metavar="COMMAND")
     for command in (compare_paper, compare_report):
         command.add_parser(others)
 
@@ -112,9 +113,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
                 observer=observer,
             )
     except KeyboardInterrupt:
-        resume = "the same command without --fresh" if arguments.fresh else "the same command"
-        print(f"\nsdsopt: interrupted; finished runs are in {arguments.out}, {resume} resumes", file=sys.stderr)
-        return 130
+        return say_interrupted(arguments.out, "the same command" + (" without --fresh" if arguments.fresh else ""))
 
     show(comparison, as_json=arguments.json)
     return 0

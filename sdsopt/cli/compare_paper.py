@@ -6,11 +6,19 @@ import argparse
 from typing import Any
 
 from sdsopt.cli.cores import cores
+from sdsopt.cli.interrupted import say_interrupted
 from sdsopt.cli.parser import add_command
 from sdsopt.extras import extra
 
+_DESCRIPTION = """\
+Measure four claims of SDS-LoRA's paper on a vision and a language task, and say
+of each whether it is reproduced here: effective ranks of the gradients,
+alignment with full fine-tuning, convergence over condition numbers, and loss.
+About 10 minutes on 2 free cores. Interrupted, the same command goes on."""
+
 _EXAMPLES = """\
-sdsopt compare paper --out paper-results"""
+sdsopt compare paper
+sdsopt compare paper --out paper-results --jobs 1"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,8 +27,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "paper",
         help="measure the claims of SDS-LoRA's paper, with verdicts",
-        description="Measure the claims of SDS-LoRA's paper on a vision and a language task, and say\n"
-        "which are reproduced. About a quarter of an hour on 2 cores; resumable.",
+        description=_DESCRIPTION,
         examples=_EXAMPLES,
     )
     parser.add_argument("--out", default="sdsopt-results", metavar="DIR", help="results (default: ./%(default)s)")
@@ -31,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from sdsopt.compare import Observer
-    from sdsopt.compare.paper import OUTCOMES, reproduce
+    from sdsopt.compare.paper import OUTCOMES, lettered, reproduce
 
     with extra("demo"):
         from rich.console import Console
@@ -41,13 +48,17 @@ def _run(arguments: argparse.Namespace) -> int:
     from sdsopt.compare.progress import RichObserver
 
     observer = Observer() if arguments.quiet else RichObserver(Console(stderr=True))
-    paper = reproduce(arguments.out, jobs=arguments.jobs, observer=observer)
+    try:
+        paper = reproduce(arguments.out, jobs=arguments.jobs, observer=observer)
+    except KeyboardInterrupt:
+        return say_interrupted(arguments.out)
     console = Console(highlight=False)
-    for letter, claim in zip("abcdefgh", paper.claims, strict=False):
+    for letter, claim in lettered(paper.claims):
         console.print(f"[bold]({letter}) {claim.verdict} ({claim.count})[/bold]: {claim.statement}")
         for finding in claim.findings:
             console.print(Padding(Text(f"{finding.outcome.value} {finding.text}"), (0, 0, 0, 4)))
     console.print(OUTCOMES)
-    report, *_ = paper.save_report()
+    report, *others = paper.save_report()
     print(f"Report:  {report}")
+    print(f"Beside:  {', '.join(path.name for path in others)}")
     return 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sdsopt.compare import Comparison
 
 _EXAMPLES = """\
-sdsopt compare report sdsopt-results
+sdsopt compare report sdsopt-results             after an update of sdsopt, say
 sdsopt compare report sdsopt-results --json      the table's numbers, for a program"""
 
 
@@ -24,8 +24,8 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "report",
         help="make table, report and figures of a finished comparison again",
-        description="Make the table, report.html, table.md and figures of a folder's last comparison\n"
-        "again, without training.",
+        description="Make the table, report.html, table.md and figures of a folder's last finished\n"
+        "comparison again, without training. The same records give the same bytes.",
         examples=_EXAMPLES,
     )
     parser.add_argument("directory", metavar="DIR", help="folder of results (--out of `sdsopt compare`)")

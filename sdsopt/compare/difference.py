@@ -45,8 +45,9 @@ def paired_difference(method: Sequence[float], baseline: Sequence[float]) -> Dif
     """Compares losses of the same seeds.
 
     A seed gives every method the same fresh parameters and batches, so what is common to both cancels. The interval is
-    the percentile bootstrap of the mean difference (Efron and Tibshirani 1993, ch. 13); it takes the choice of the
-    learning rate as given.
+    the percentile bootstrap of the mean difference (Efron and Tibshirani 1993, ch. 13), expanded for few seeds
+    (Hesterberg 2015, "What teachers should know about the bootstrap", 5.3): the plain one of 5 seeds misses the truth
+    in 15 cases of a hundred instead of 5. It takes the choice of the learning rate as given.
 
     Args:
         method: One loss for each seed.
@@ -69,8 +70,20 @@ def paired_difference(method: Sequence[float], baseline: Sequence[float]) -> Dif
         (differences,),
         np.mean,
         n_resamples=_RESAMPLES,
-        confidence_level=_CONFIDENCE,
+        confidence_level=_expanded(_CONFIDENCE, len(differences)),
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Difference(mean, float(interval.low), float(interval.high), tuple(differences))
+
+
+def _expanded(confidence: float, count: int) -> float:
+    """Returns the level at which a normal sample's percentile interval is as wide as Student's.
+
+    The bootstrap takes the sample's own deviation, √((n - 1)/n) of the estimate, and the normal quantile for Student's.
+    """
+    from scipy.stats import norm, t
+
+    student = t.ppf((1 + confidence) / 2, count - 1)
+    level = 1 - 2 * norm.cdf(-math.sqrt(count / (count - 1)) * student)
+    return min(float(level), 1 - 1 / _RESAMPLES)  # of two seeds it is all that the resamples reach

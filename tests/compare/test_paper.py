@@ -28,7 +28,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(convergence, "CONDITIONS", (1.0, 10.0))
     monkeypatch.setattr(convergence, "RATES", (1.0,))
-    monkeypatch.setattr(convergence, "LIMIT", 300)
+    monkeypatch.setattr(convergence, "LIMIT", 60)
     in_memory.cache_clear()
 
 
@@ -39,7 +39,9 @@ def test_every_claim_has_a_verdict_numbers_and_a_figure(tmp_path: Path) -> None:
         assert claim.findings
         assert all(re.search(r"\d", finding.text) for finding in claim.findings)
         assert claim.verdict in ("reproduced", "partly reproduced", "not reproduced here")
-    html, *figures = paper.save_report()
+    html, markdown, *figures = paper.save_report()
+    for path in figures:  # which it shows by name
+        assert markdown.read_text(encoding="utf8").count(f"]({path.name})") == 1
     text = html.read_text(encoding="utf8")
     assert text.count("data:image/svg+xml") == 4 == len(figures)
     assert all(claim.verdict in text for claim in paper.claims)
@@ -76,8 +78,8 @@ def test_outcomes_follow_the_interval(values: tuple[float, ...], above: str) -> 
     [
         ((10, 100), 1.0),
         ((10, 10), 0.0),
-        ((10, 300), math.log10(30)),  # a lower bound: the limit was reached
-        ((300, 300), math.inf),  # it never converged, which is no independence
+        ((10, 60), math.log10(6)),  # a lower bound: the limit was reached
+        ((60, 60), math.inf),  # it never converged, which is no independence
     ],
 )
 def test_exponents(counts: tuple[int, ...], exponent: float) -> None:
@@ -87,7 +89,7 @@ def test_exponents(counts: tuple[int, ...], exponent: float) -> None:
 def test_steps_are_counted_as_the_formula_says() -> None:
     """At κ = 10 the split form needs far fewer steps than lora, each at the better of two rates."""
     lora, split = (
-        min(convergence.steps_to_solution(correction, 10.0, lr) for lr in (1.0, 0.5))
+        min(convergence.steps_to_solution(correction, 10.0, lr, limit=300) for lr in (1.0, 0.5))
         for correction in ("lora", "sds-split")
     )
     assert split < lora / 3
@@ -99,8 +101,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(
         paper_module, "reproduce", lambda out, **options: reproduce(out, tasks=TINY, settings=few, **options)
     )
-    assert main(["compare", "paper", "--out", str(tmp_path), "--jobs", "1", "--quiet"]) == 0
+    command = ["compare", "paper", "--out", str(tmp_path), "--jobs", "1", "--quiet"]
+    assert main(command) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "(a)" in out and "(d) not reproduced here" in out  # two seeds prove nothing
     assert (tmp_path / "paper.html").exists()
+
+    def interrupted(out: str, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper_module, "reproduce", interrupted)
+    assert main(command) == 130
+    assert f"finished runs are in {tmp_path}, the same command resumes" in capsys.readouterr().err

@@ -184,13 +184,20 @@ def test_no_difference_is_claimed_from_one_seed_or_a_diverged_one(losses: tuple[
     assert paired_difference(losses, (2.0,) * len(losses)) is None
 
 
-def test_the_intervals_cover_what_they_claim() -> None:
-    """Of 200 experiments without a difference, 8 seeds each, the percentile interval errs in less than 15 %."""
+@pytest.mark.parametrize(("seeds", "most"), [(5, 30), (10, 18)])
+def test_the_intervals_cover_what_they_claim(seeds: int, most: int) -> None:
+    """Of 300 experiments without a difference they err in 24 and 9; the plain bootstrap errs in 49 and 21."""
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(200, 8, generator=generator).tolist()
-    found = [paired_difference(draw, (0.0,) * 8) for draw in draws]
+    draws = torch.randn(300, seeds, generator=generator).tolist()
+    found = [paired_difference(draw, (0.0,) * seeds) for draw in draws]
     wrong = sum(d is not None and d.verdict != "no difference" for d in found)
-    assert 0 < wrong < 30
+    assert 0 < wrong <= most
+
+
+def test_the_interval_of_two_seeds_is_their_range() -> None:
+    found = paired_difference((1.0, 3.0), (0.0, 0.0))
+    assert found is not None
+    assert (found.low, found.mean, found.high) == (1.0, 2.0, 3.0)
 
 
 def test_table_of_nothing_but_divergence() -> None:

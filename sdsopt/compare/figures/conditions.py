@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from sdsopt.compare.figures.style import draw_band, in_section, panels, plain_numbers, section_names, section_title
+from sdsopt.compare.figures.style import draw_band, in_section, panels, plain_ticks, section_names, section_title
 from sdsopt.compare.records import Record
 from sdsopt.compare.summary import Row
 
@@ -38,7 +38,7 @@ def draw_conditions(figure: Figure, rows: Sequence[Row]) -> None:
                 ]
                 draw_band(panel, rows, row.method, steps, values)
             panel.set(title=f"{label}, {section_title(rows, inner, rank)}", yscale="log")
-            panel.yaxis.set_major_formatter(plain_numbers)
+            plain_ticks(panel.yaxis)
         line[0].set_ylabel("condition number\n(median over pairs)")
     for panel in grid[-1]:
         panel.set_xlabel("step")

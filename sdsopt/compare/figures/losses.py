@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sdsopt.compare.figures.style import band, in_section, panels, section_names, section_title, style
+from sdsopt.compare.figures.style import band, in_section, panels, plain_ticks, section_names, section_title, style
 from sdsopt.compare.summary import Row
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def draw_losses(figure: Figure, rows: Sequence[Row]) -> None:
             panel.plot(steps, middle, label=f"{row.method} (LR {row.best.lr:.2g})", **look)
             panel.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
         panel.set(title=section_title(rows, inner, rank), xlabel="step", yscale="log")
-        panel.yaxis.set_major_formatter("{x:g}")
+        plain_ticks(panel.yaxis)
         panel.legend(frameon=False, fontsize=8)
     line[0].set_ylabel("train loss at the best LR\n(running mean; mean and range over seeds)")
 

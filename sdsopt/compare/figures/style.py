@@ -75,20 +75,22 @@ def draw_band(
     panel.fill_between(at, low, high, color=look["color"], alpha=0.12, linewidth=0)
 
 
-def plain_numbers(value: float, _position: float) -> str:
+def _plain_number(value: float, _position: float) -> str:
     """Formats a tick without powers of ten."""
     return f"{value:g}"
 
 
 def plain_ticks(*axes: Axis) -> None:
-    """Labels logarithmic axes without powers of ten; between these only where an axis spans no decade."""
+    """Labels logarithmic axes without powers of ten; the fewer ticks between these, the more decades an axis spans."""
     for axis in axes:
 
         def minor(value: float, _position: float, axis: Axis = axis) -> str:
             low, high = axis.get_view_interval()
-            return f"{value:.3g}" if high < 10 * low else ""
+            if high < 10 * low or (high < 100 * low and f"{value:e}"[0] in "25"):
+                return f"{value:.3g}"
+            return ""
 
-        axis.set_major_formatter(plain_numbers)
+        axis.set_major_formatter(_plain_number)
         axis.set_minor_formatter(minor)
 
 

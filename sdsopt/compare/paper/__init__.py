@@ -10,15 +10,16 @@ from sdsopt.compare.api import Comparison, compare
 from sdsopt.compare.figures import to_svg
 from sdsopt.compare.grid import Settings
 from sdsopt.compare.observer import Observer
-from sdsopt.compare.paper.claim import OUTCOMES, Claim, Finding, Outcome
+from sdsopt.compare.paper.claim import OUTCOMES, Claim, Finding, Outcome, lettered
 from sdsopt.compare.paper.convergence import convergence_claim
 from sdsopt.compare.paper.gradients import alignment_claim, effective_rank_claim, record_gradients
 from sdsopt.compare.paper.losses import loss_claim
+from sdsopt.compare.paper.markdown import make_paper_markdown
 from sdsopt.compare.paper.report import make_paper_report
 from sdsopt.compare.task import Task
 from sdsopt.compare.tasks import DigitsTask, LanguageTask
 
-__all__ = ["OUTCOMES", "TASKS", "Claim", "Finding", "Outcome", "Paper", "reproduce"]
+__all__ = ["OUTCOMES", "TASKS", "Claim", "Finding", "Outcome", "Paper", "lettered", "reproduce"]
 
 TASKS: Mapping[str, Task] = {
     "vision": DigitsTask(),
@@ -42,10 +43,11 @@ class Paper:
     directory: Path
 
     def save_report(self) -> list[Path]:
-        """Writes `paper.html` and each claim's figure as SVG; returns their paths, the report first."""
+        """Writes `paper.html`, `paper.md` and each claim's figure as SVG; returns their paths, the report first."""
         figures = {claim.name: to_svg(claim.figure) for claim in self.claims}
-        paths = [self.directory / "paper.html"]
+        paths = [self.directory / "paper.html", self.directory / "paper.md"]
         paths[0].write_text(make_paper_report(self.claims, figures), encoding="utf8")
+        paths[1].write_text(make_paper_markdown(self.claims), encoding="utf8")
         for name, svg in figures.items():
             paths.append(self.directory / f"paper-{name}.svg")
             paths[-1].write_bytes(svg)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import torch
+
+from sdsopt._version import __version__
 from sdsopt.compare.difference import MIN_SEEDS, Difference
 
 if TYPE_CHECKING:
@@ -85,3 +90,17 @@ class Claim:
         """How many findings the verdict rests on."""
         held = sum(finding.outcome is Outcome.AS_CLAIMED for finding in self.findings)
         return f"{held} of {len(self.findings)}"
+
+
+def lettered(claims: Sequence[Claim]) -> Iterator[tuple[str, Claim]]:
+    """Yields the claims with the letters that they go by."""
+    return zip("abcdefgh", claims, strict=False)
+
+
+def preamble() -> str:
+    """Says what the claims are of, where they were measured, and how far that carries."""
+    return (
+        f"Source: SDS-LoRA, arXiv 2606.16454. Measured by sdsopt {__version__} with torch {torch.__version__}, Python "
+        f"{platform.python_version()} and {platform.machine()}, on models small enough for two cores: a claim that is "
+        "not reproduced here may still hold at the paper's scale, and the other way round."
+    )

@@ -69,7 +69,7 @@ def convergence_claim(seeds: Sequence[int], jobs: int) -> Claim:
         f"its best of five learning rates; at most {LIMIT} steps. The exponent a of steps ~ κ^a is fitted for each "
         f"seed, with the limit in place of what took longer; a up to {_FLAT} counts as no dependence. scaled takes "
         f"{_shown(steps['scaled'])} steps. Independence of κ belongs to the split form, which maps the step too, and "
-        "to scaled; sds on the standard factors only halves the exponent.",
+        "to scaled; sds on the standard factors still needs about √κ.",
         _figure(steps),
     )
 
@@ -89,7 +89,7 @@ def _finding(correction: str, by_seed: Sequence[Counts], *, degrades: bool) -> F
     if found is None:
         return Finding(f"{shown}; too few seeds that converge to fit an exponent", Outcome.UNDECIDED)
     relation = "≥" if any(counts[-1] >= LIMIT for counts in by_seed) else "="
-    text = f"{shown} (median over seeds); a {relation} {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    text = f"{shown} (median over seeds); a {relation} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
     return Finding(text, is_above(found, _FLAT) if degrades else is_below(found, _FLAT))
 
 

@@ -33,7 +33,8 @@ def loss_claim(comparisons: Mapping[str, Comparison]) -> Claim:
         tuple(findings),
         "Training loss of the last fifth of the steps with AdamW. Every method has equally many learning rates (grids "
         "widen until no best rate is an edge) and is taken at its best; the intervals take the choice of that rate as "
-        "given. Gap closed: the share of LoRA's gap to full fine-tuning, ± its standard error, where there is a gap.",
+        "given. Gap closed: the share of LoRA's gap to full fine-tuning, ± its standard error, where that gap is "
+        "beyond noise.",
         _figure(comparisons),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from sdsopt.compare.paper.claim import NOT, OUTCOMES, REPRODUCED, Claim
+from sdsopt.compare.paper.claim import NOT, OUTCOMES, REPRODUCED, Claim, lettered, preamble
 from sdsopt.compare.report import figure_html, page
 
 _TITLE = "SDS-LoRA's claims, measured here"
@@ -16,16 +16,15 @@ def make_paper_report(claims: Sequence[Claim], figures: Mapping[str, bytes]) -> 
     """Returns the report: a table of verdicts, then each claim with its numbers and its figure (SVG, by name)."""
     rows = "".join(
         f"<tr><td><a href='#{claim.name}'>({letter})</a> {escape(claim.statement)}</td>{_verdict(claim)}</tr>"
-        for letter, claim in zip("abcdefgh", claims, strict=False)
+        for letter, claim in lettered(claims)
     )
     parts = [
         f"<h1>{_TITLE}</h1>",
-        "<p>Source: SDS-LoRA, arXiv 2606.16454. Small models on two cores: a claim that is not reproduced here may "
-        "still hold at the paper's scale, and the other way round.</p>",
-        f"<p>{OUTCOMES} (percentile bootstrap of the mean).</p>",
+        f"<p>{escape(preamble())}</p>",
+        f"<p>{OUTCOMES} (paired bootstrap of the mean).</p>",
         f'<div class="wide"><table class="claims">{rows}</table></div>',
     ]
-    for letter, claim in zip("abcdefgh", claims, strict=False):
+    for letter, claim in lettered(claims):
         lines = "".join(f"<li>{found.outcome.value} {escape(found.text)}</li>" for found in claim.findings)
         parts += [
             f'<section id="{claim.name}">',
