@@ -84,7 +84,7 @@ STUDIES = {
         range(200, 210),
         range(200, 202),
         {"lora": 8, "full": 5, MUON: 11, "sds-split": 6},
-        ("lora",),
+        ("lora", MUON),
     ),
     "language-32": Study(
         LANGUAGE,
@@ -403,9 +403,8 @@ STYLE: dict[str, dict[str, Any]] = {
 
 def figure(out: str) -> None:
     """Losses over the rates, each study's in OUT/study; runs what `confirm` has not."""
-    studies = {title: study for title, study in STUDIES.items() if len(study.curves) > 1}
-    drawn = Figure(figsize=(4.6 * len(studies), 3.8), layout="constrained", dpi=150)
-    for panel, (title, study) in zip(drawn.subplots(1, len(studies)), studies.items(), strict=True):
+    drawn = Figure(figsize=(4.2 * len(STUDIES), 3.8), layout="constrained", dpi=150)
+    for panel, (title, study) in zip(drawn.subplots(1, len(STUDIES)), STUDIES.items(), strict=True):
         lab = Lab(study, str(Path(out) / title))
         curves = fresh_curves(lab)
         for name, curve in curves.items():
