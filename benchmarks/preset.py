@@ -1,10 +1,11 @@
 """Which setting to recommend, and what it buys over tuned LoRA. The study of docs/preset.md.
 
-python benchmarks/preset.py explore digits OUT     # every candidate at its best rate, few seeds; resumes
-python benchmarks/preset.py confirm digits OUT     # the chosen ones on seeds that chose nothing; rates frozen
-python benchmarks/preset.py figure OUT             # docs/img/preset.png, of both tasks' `confirm`
+python benchmarks/preset.py explore digits OUT/digits [NAME …]  # candidates at their best rates, few seeds; resumes
+python benchmarks/preset.py confirm digits OUT/digits           # the chosen ones on seeds that chose nothing
+python benchmarks/preset.py figure OUT                          # docs/img/preset.png, of what `confirm` left in OUT
 
-The other task is `language`. One core takes about 20 minutes for each of the four.
+The other studies are `language` and `language-32` (rank 32). On one core, `confirm` takes about 10 minutes each, and
+`explore` half a minute for each candidate.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from torch import nn
 from torch.optim import Optimizer
 
@@ -53,6 +53,7 @@ class Study:
         fresh: Seeds that confirm.
         ranged: Those of them that the range of rates is measured on.
         frozen: What is confirmed, at the rates that `explore` found, as powers of √2.
+        curves: For which of these the range of rates is measured; `lora` first.
     """
 
     make_task: Callable[[], Task]
@@ -61,20 +62,40 @@ class Study:
     fresh: Sequence[int]
     ranged: Sequence[int]
     frozen: Mapping[str, int]
+    curves: Sequence[str]
 
 
 LANGUAGE = partial(LanguageTask, length=64, width=64, layers=2)  # a third of the default's cost
 MUON = "lora-muon, Nesterov 0.95"
 STUDIES = {
     "digits": Study(
-        DigitsTask, 8, range(4), range(200, 212), range(200, 208), {"lora": 6, "full": 3, MUON: 12, "sds-split": 4}
+        DigitsTask,
+        8,
+        range(4),
+        range(200, 212),
+        range(200, 208),
+        {"lora": 6, "full": 3, MUON: 12, "sds-split": 4},
+        ("lora", MUON, "sds-split"),
     ),
     "language": Study(
-        LANGUAGE, 8, range(2), range(200, 210), range(200, 203), {"lora": 8, "full": 5, MUON: 11, "sds-split": 6}
+        LANGUAGE,
+        8,
+        range(2),
+        range(200, 210),
+        range(200, 202),
+        {"lora": 8, "full": 5, MUON: 11, "sds-split": 6},
+        ("lora", MUON),
     ),
-    "language-32": Study(LANGUAGE, 32, range(2), range(200, 210), range(200, 203), {"lora": 6, "full": 5, MUON: 10}),
+    "language-32": Study(
+        LANGUAGE,
+        32,
+        range(2),
+        range(200, 210),
+        range(200, 203),
+        {"lora": 6, "full": 5, MUON: 10},
+        ("lora", MUON),
+    ),
 }
-RANGED = ("lora", MUON, "sds-split")
 
 
 def rate(k: int) -> float:
@@ -293,11 +314,13 @@ def confirm(name: str, out: str) -> None:
     print("|---|---:|---:|---:|---|---:|---|")
     for name, at in frozen.items():
         closed = gap_closed(lora, full, at)
-        short = cell(lab.records(name, study.frozen[name], study.fresh, SHORT))
+        shorter = "–"  # no use where all the steps are not enough
+        if at.loss.mean < lora.loss.mean:
+            shorter = against(cell(lab.records(name, study.frozen[name], study.fresh, SHORT)), lora)
         print(
             f"| {name} | {at.lr:g} | {at.loss.mean:.4f} ± {at.loss.std:.3f} | {100 * held_out(at):.1f} % | "
             f"{against(at, lora)} | {'–' if closed is None else f'{100 * closed[0]:.0f} ± {100 * closed[1]:.0f} %'} | "
-            f"{against(short, lora)} |",
+            f"{shorter} |",
             flush=True,
         )
     curves = fresh_curves(lab)
@@ -313,7 +336,7 @@ def confirm(name: str, out: str) -> None:
 def fresh_curves(lab: Lab) -> dict[str, dict[int, Cell]]:
     """Rates from the frozen one outwards, until on both sides the loss has left both ranges."""
     curves: dict[str, dict[int, Cell]] = {}
-    for name in (name for name in RANGED if name in lab.study.frozen):
+    for name in lab.study.curves:
         cells: dict[int, Cell] = {}
         for direction in (1, -1):
             for k in itertools.count(lab.study.frozen[name], direction):
@@ -383,7 +406,8 @@ def figure(out: str) -> None:
     drawn = Figure(figsize=(4.2 * len(STUDIES), 3.8), layout="constrained", dpi=150)
     for panel, (title, study) in zip(drawn.subplots(1, len(STUDIES)), STUDIES.items(), strict=True):
         lab = Lab(study, str(Path(out) / title))
-        for name, curve in fresh_curves(lab).items():
+        curves = fresh_curves(lab)
+        for name, curve in curves.items():
             rates, cells = [at.lr for at in curve.values()], list(curve.values())
             panel.plot(rates, [at.loss.mean for at in cells], markersize=4, **STYLE[name])
             losses = [[final_loss(record) for record in at.records] for at in cells]
@@ -391,13 +415,15 @@ def figure(out: str) -> None:
             panel.fill_between(rates, list(map(min, losses)), list(map(max, losses)), color=color, alpha=0.12, lw=0)
         full = cell(lab.records("full", study.frozen["full"], study.ranged)).loss.mean
         panel.axhline(full, color="black", linestyle="--", linewidth=1, label="full fine-tuning, AdamW")
-        panel.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="final train loss")
+        best = min(at.loss.mean for at in curves["lora"].values())
+        panel.axhline(WITHIN * best, color="0.6", linestyle=":", label="10 % above lora's best")
+        panel.set(xscale="log", xlabel="learning rate", ylabel="final train loss")
+        panel.set_ylim(top=1.2 * best)  # what diverges leaves the picture
         panel.set_title(f"{study.make_task().name}, rank {study.rank}", loc="left", fontsize=11)
         panel.spines[["top", "right"]].set_visible(False)
-        for axis in (panel.xaxis, panel.yaxis):
-            axis.set_minor_formatter(NullFormatter())
         panel.grid(color="0.9", linewidth=0.8)
-    drawn.axes[0].legend(frameon=False, fontsize=8)
+    lines, names = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(lines, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     drawn.savefig(Path(__file__).parents[1] / "docs" / "img" / "preset.png")
 
 
