@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import Optimizer
 
-from sdsopt import Correction, Factors, GramPower, KeepNorm, LearningRates, PairTensors, SDSPreconditioner, find_pairs
+from sdsopt import Correction, Factors, GramPower, KeepNorm, LearningRates, PairTensors, find_pairs
 from sdsopt.compare import Cell, DigitsTask, Inner, LanguageTask, Method, Record, Run, Task
 from sdsopt.compare.records import final_loss
 from sdsopt.compare.store import JsonLines
@@ -140,27 +140,8 @@ INNERS = {
 # --- candidates ---
 
 
-@dataclass(frozen=True)
-class Tuned(Method):
-    """A correction with its damping, and LoRA+'s ratio of rates."""
-
-    damping: float = 1e-6
-    ratio: float = 1.0
-
-    @property
-    def identity(self) -> str:
-        return f"{super().identity}, damping {self.damping:g}, ratio {self.ratio:g}"
-
-    def wrap(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
-        if self.ratio != 1:
-            _split_group(optimizer, model, self.ratio)
-        if self.correction is None:
-            return optimizer
-        return SDSPreconditioner(optimizer, model, self.correction, damping=self.damping)
-
-
-def _split_group(optimizer: Optimizer, model: nn.Module, ratio: float) -> None:
-    # As lora_plus_groups, which would give the head another rate too.
+def faster_B(model: nn.Module, optimizer: Optimizer, steps: int, ratio: float) -> None:
+    """LoRA+. Not by lora_plus_groups, which would give the head another rate too."""
     B = {id(pair.B) for pair in find_pairs(model)}
     group = optimizer.param_groups[0]
     ours = [parameter for parameter in group["params"] if id(parameter) in B]
@@ -202,6 +183,10 @@ class Candidate:
     damping: float = 1e-6
     ratio: float = 1.0
     adapts: bool = True
+
+    def method(self, name: str) -> Method:
+        ratio = None if self.ratio == 1 else partial(faster_B, ratio=self.ratio)
+        return Method(name, self.adapts, self.correction, ratio, damping=self.damping)
 
 
 CANDIDATES: dict[str, Candidate] = {
@@ -266,7 +251,7 @@ class Lab:
 
     def records(self, name: str, k: int, seeds: Iterable[int], steps: int = STEPS) -> list[Record]:
         candidate = CANDIDATES[name]
-        method = Tuned(name, candidate.adapts, candidate.correction, candidate.damping, candidate.ratio)
+        method = candidate.method(name)
         inner = INNERS[candidate.inner]
         return [self._record(Run(method, inner, rate(k), seed, self.study.rank, steps)) for seed in seeds]
 

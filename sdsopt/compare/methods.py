@@ -18,6 +18,8 @@ from sdsopt.reference import SDSSchedule, convert
 # Changes a model with plain LoRA layers, and what its optimizer does in a run of so many steps.
 Reparametrize = Callable[[nn.Module, Optimizer, int], None]
 
+_DAMPING = 1e-6  # the default of SDSPreconditioner
+
 
 @final
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class Method:
         name: Its name in tables and on disk.
         adapts: Whether it trains LoRA adapters, or else the matrices themselves.
         correction: What corrects the adapters' gradients; None leaves the inner optimizer bare.
-        reparametrize: What puts other layers in the place of the adapters; None leaves them. A module-level function.
+        reparametrize: What puts other layers in the place of the adapters, or changes the optimizer's groups; None
+            leaves both. A module-level function, or a `functools.partial` of one.
         shortest: The fewest steps that a run of it can have.
+        damping: The correction's relative damping.
     """
 
     name: str
@@ -37,11 +41,14 @@ class Method:
     correction: Correction | None = None
     reparametrize: Reparametrize | None = None
     shortest: int = 1
+    damping: float = _DAMPING
 
     @property
     def identity(self) -> str:
         """Tells apart two corrections of one name with different settings, in results on disk."""
-        return self.name if self.correction is None else f"{self.name}: {self.correction!r}"
+        correction = "" if self.correction is None else f": {self.correction!r}"
+        damping = "" if self.damping == _DAMPING else f", damping {self.damping:g}"
+        return f"{self.name}{correction}{damping}"
 
     def set_up(self, model: nn.Module, optimizer: Optimizer, steps: int) -> Optimizer:
         """Makes a run this method's.
@@ -56,7 +63,9 @@ class Method:
         """
         if self.reparametrize is not None:
             self.reparametrize(model, optimizer, steps)
-        return optimizer if self.correction is None else SDSPreconditioner(optimizer, model, self.correction)
+        if self.correction is None:
+            return optimizer
+        return SDSPreconditioner(optimizer, model, self.correction, damping=self.damping)
 
 
 def _papers_parametrization(model: nn.Module, optimizer: Optimizer, steps: int) -> None:
