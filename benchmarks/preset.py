@@ -67,6 +67,7 @@ class Study:
 
 LANGUAGE = partial(LanguageTask, length=64, width=64, layers=2)  # a third of the default's cost
 MUON = "lora-muon, Nesterov 0.95"
+PLAIN_MUON = "lora, Muon"  # tells what of the gain is Muon's
 STUDIES = {
     "digits": Study(
         DigitsTask,
@@ -74,7 +75,7 @@ STUDIES = {
         range(4),
         range(200, 212),
         range(200, 208),
-        {"lora": 6, "full": 3, MUON: 12, "sds-split": 4},
+        {"lora": 6, "full": 3, MUON: 12, "sds-split": 4, "sds": 6, PLAIN_MUON: 7},
         ("lora", MUON, "sds-split"),
     ),
     "language": Study(
