@@ -76,7 +76,7 @@ STUDIES = {
         range(200, 212),
         range(200, 208),
         {"lora": 6, "full": 3, MUON: 12, "sds-split": 4, "sds": 6, PLAIN_MUON: 7},
-        ("lora", MUON, "sds-split"),
+        ("lora", MUON, "sds-split", PLAIN_MUON),
     ),
     "language": Study(
         LANGUAGE,
@@ -93,8 +93,8 @@ STUDIES = {
         range(2),
         range(200, 210),
         range(200, 203),
-        {"lora": 6, "full": 5, MUON: 10},
-        ("lora", MUON),
+        {"lora": 6, "full": 5, MUON: 10, PLAIN_MUON: 8},
+        ("lora", MUON, PLAIN_MUON),
     ),
 }
 
@@ -384,6 +384,7 @@ STYLE: dict[str, dict[str, Any]] = {
     "lora": {"color": "#0072B2", "marker": "o", "label": "lora, AdamW"},
     "sds-split": {"color": "#009E73", "marker": "D", "linestyle": "-.", "label": "sds-split, AdamW"},
     MUON: {"color": "#D55E00", "marker": "^", "label": "lora-muon, SGD with Nesterov momentum"},
+    PLAIN_MUON: {"color": "#CC79A7", "marker": "s", "linestyle": "--", "label": "torch.optim.Muon on A and B"},
 }
 
 

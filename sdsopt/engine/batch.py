@@ -29,10 +29,10 @@ class Batch:
         Each job is given its new memory.
         """
         given = self._split(correction, gradients)
-        memory = Memory(*(_stack_by_name(parts) for parts in zip(*(job.memory for job in self._jobs), strict=True)))
-        corrected, memory = correction.advance(self._factors(), given, memory)
-        for job, A, B in zip(self._jobs, self._by_name(memory.A), self._by_name(memory.B), strict=True):
-            job.memory = Memory(A, B)
+        if correction.keeps_memory:
+            corrected = self._advance(correction, given)
+        else:
+            corrected = correction.precondition(self._factors(), given)
         # The identity may hand back what it was given, and an optimizer may write into its gradients.
         own = PairTensors(
             *(t.clone() if t is not None and t is g else t for t, g in zip(corrected, given, strict=True))
@@ -44,6 +44,14 @@ class Batch:
     ) -> list[PairTensors]:
         """Returns the steps that the correction makes of each job's."""
         return self._join(correction.postcondition(self._factors(), self._split(correction, updates), rates))
+
+    def _advance(self, correction: Correction, given: PairTensors) -> PairTensors:
+        """Corrects with what the jobs remember, and gives each its new memory."""
+        A, B = ([getattr(job.memory, letter) for job in self._jobs] for letter in "AB")
+        corrected, memory = correction.advance(self._factors(), given, Memory(_stack_by_name(A), _stack_by_name(B)))
+        for job, new_A, new_B in zip(self._jobs, self._by_name(memory.A), self._by_name(memory.B), strict=True):
+            job.memory = Memory(new_A, new_B)
+        return corrected
 
     def _split(self, correction: Correction, tensors: Sequence[PairTensors]) -> PairTensors:
         """Stacks tensors of the parameters' shapes to (e, r, n) and (e, m, r), in the dtype the correction takes."""

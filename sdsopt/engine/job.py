@@ -81,6 +81,8 @@ class Job:
 
 
 def _stored_like(factor: Tensor, tensor: Tensor) -> Tensor:
-    if tensor.dtype == factor.dtype and tensor.stride() == factor.stride():
+    # Compiled, a copy: torch 2.13 fails to compare strides that are symbolic, as they are after a correction that it
+    # cannot compile as a whole.
+    if not torch.compiler.is_compiling() and tensor.dtype == factor.dtype and tensor.stride() == factor.stride():
         return tensor
     return torch.empty_like(factor).copy_(tensor)

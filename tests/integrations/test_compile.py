@@ -52,6 +52,7 @@ def loop(method: str, backend: str | None = None, make: Callable[[Any], Optimize
         ("aot_eager", "sds", {}),
         ("eager", "sds-split", {"max_grad_norm": 0.1, "max_workspace_bytes": 1024}),
         ("aot_eager", "hooks", {}),
+        ("eager", "lora-rite-matrix", {}),
     ],
 )
 def test_a_compiled_step_is_the_step(backend: str, method: str, options: dict[str, Any]) -> None:
