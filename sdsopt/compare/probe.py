@@ -23,7 +23,6 @@ from sdsopt.pairs import LoRAPair
 _KAPPA_POINTS = 20  # per run, evenly spaced
 _ALIGNMENT_POINTS = 5
 _ALIGNMENT_LAYERS = 8  # each takes one m×n matrix while its full gradient is captured
-_DAMPING = 1e-6
 
 
 class Probe:
@@ -38,10 +37,11 @@ class Probe:
     Args:
         pairs: The model's pairs.
         correction: What corrects their gradients; None for plain LoRA.
+        damping: Its relative damping.
         steps: Length of the run.
     """
 
-    def __init__(self, pairs: Sequence[LoRAPair], correction: Correction | None, steps: int) -> None:
+    def __init__(self, pairs: Sequence[LoRAPair], correction: Correction | None, damping: float, steps: int) -> None:
         self.kappa_steps: list[int] = []
         self.kappas: list[tuple[float | None, float | None]] = []
         self.alignment_steps: list[int] = []
@@ -50,7 +50,7 @@ class Probe:
         linear = [pair for pair in pairs if is_linear_pair(pair)]
         count = min(_ALIGNMENT_LAYERS, len(linear))
         self._watched = [linear[i * len(linear) // count] for i in range(count)]
-        self._recipes = {"": Recipe.of(correction or "lora", _DAMPING, "auto")}
+        self._recipes = {"": Recipe.of(correction or "lora", damping, "auto")}
         self._kappa_interval = max(1, steps // _KAPPA_POINTS)
         self._alignment_interval = max(1, steps // _ALIGNMENT_POINTS)
 

@@ -65,7 +65,8 @@ def train(task: Task, run: Run, fingerprint: str, watch: Watch | None = None) ->
     with reproducible(run.seed):
         model, optimizer = build(task, run)
         with watch(model, optimizer) if watch else nullcontext():
-            probe = Probe(find_pairs(model) if run.method.adapts else (), run.method.correction, run.steps)
+            method = run.method
+            probe = Probe(find_pairs(model) if method.adapts else (), method.correction, method.damping, run.steps)
             losses, diverged = _optimize(task, run, model, optimizer, probe)
         accuracy = None if diverged else _evaluate(task, model)
         spectra = ((), (), ()) if diverged else probe.spectra()

@@ -33,7 +33,7 @@ def test_spectra_are_medians_over_the_pairs() -> None:
     model = two_layers()
     first, second = find_pairs(model)
     assert first.scaling == -0.5
-    A, B, product = Probe([first, second], None, 10).spectra()
+    A, B, product = Probe([first, second], None, 1e-6, 10).spectra()
     for found, matrices in (
         (A, (first.A, second.A)),
         (B, (first.B, second.B)),
@@ -49,7 +49,7 @@ def test_spectra_are_medians_over_the_pairs() -> None:
 def test_the_alignment_is_the_recorders(correction: str | None) -> None:
     model = two_layers()
     x = torch.randn(7, 5)
-    probe = Probe(find_pairs(model), correction and make_correction(correction), steps=10)
+    probe = Probe(find_pairs(model), correction and make_correction(correction), 1e-6, steps=10)
     with Recorder(model, None, ["sds", "sds-split"], full_gradients="*") as recorder, probe.around(0):
         model(x).square().sum().backward()
         expected = recorder.measure().scalars()[f"{correction or 'lora'}/alignment"]
@@ -94,7 +94,7 @@ def test_layers_without_an_input_have_no_alignment() -> None:
 
 def test_few_layers_are_watched_and_spread_over_the_model() -> None:
     model = nn.Sequential(*(LoRALinear(factor(2, 4).float(), factor(4, 2).float()) for _ in range(17)))
-    probe = Probe(find_pairs(model), None, 10)
+    probe = Probe(find_pairs(model), None, 1e-6, 10)
     x: Tensor = torch.randn(3, 4)
     hooks: list[int] = []
     with probe.around(0):
