@@ -34,6 +34,12 @@ class PairTensors(NamedTuple):
             B=None if self.B is None else function(*B),
         )
 
+    def apart_from(self, given: PairTensors) -> PairTensors:
+        """Copies what is the same tensor as in `given`: the identity hands that back, and optimizers write into it."""
+        return PairTensors(
+            *(one.clone() if one is not None and one is g else one for one, g in zip(self, given, strict=True))
+        )
+
 
 class Memory(NamedTuple):
     """What a correction remembers of the gradients of a batch of pairs, for each factor by name.

@@ -33,11 +33,7 @@ class Batch:
             corrected = self._advance(correction, given)
         else:
             corrected = correction.precondition(self._factors(), given)
-        # The identity may hand back what it was given, and an optimizer may write into its gradients.
-        own = PairTensors(
-            *(t.clone() if t is not None and t is g else t for t, g in zip(corrected, given, strict=True))
-        )
-        return self._join(own)
+        return self._join(corrected.apart_from(given))
 
     def postcondition(
         self, correction: Correction, updates: Sequence[PairTensors], rates: LearningRates

@@ -200,11 +200,7 @@ def _map_rows(
             pair.map(lambda tensor, scale: tensor * scale.to(tensor.dtype), scale)
             for pair, scale in zip(mapped, scales, strict=True)
         ]
-    # The identity hands back what it was given, and an optimizer may write into its gradients.
-    own = [
-        pair.map(lambda tensor, given: tensor.clone() if tensor is given else tensor, given)
-        for pair, given in zip(mapped, blocks, strict=True)
-    ]
+    own = [pair.apart_from(given) for pair, given in zip(mapped, blocks, strict=True)]
     return {id(job): job.join(pair) for (job, _, _), pair in zip(entries, own, strict=True)}
 
 
