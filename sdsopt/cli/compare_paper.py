@@ -14,7 +14,7 @@ _DESCRIPTION = """\
 Measure four claims of SDS-LoRA's paper on a vision and a language task, and say
 of each whether it is reproduced here: effective ranks of the gradients,
 alignment with full fine-tuning, convergence over condition numbers, and loss.
-About a quarter of an hour on 2 free cores. Interrupted, the same command goes on."""
+About 8 minutes on 2 cores. Interrupted, the same command goes on."""
 
 _EXAMPLES = """\
 sdsopt compare paper

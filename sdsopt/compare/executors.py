@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Generator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 
 from sdsopt.compare.grid import Run
+from sdsopt.compare.processes import processes
 from sdsopt.compare.records import Record
 from sdsopt.compare.task import Task
 from sdsopt.compare.train import train
@@ -48,40 +45,18 @@ def _in_executor(task: Task, runs: Sequence[Run], fingerprint: str, executor: Ex
 
 
 def _in_processes(task: Task, runs: Sequence[Run], fingerprint: str, jobs: int) -> Generator[Record]:
-    # Not fork: torch's thread pools do not survive it.
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(task,))
-    try:
+    with processes(jobs, _keep, (task,)) as pool:
         futures: list[Future[Record]] = [pool.submit(_train_here, run, fingerprint) for run in runs]
         for future in as_completed(futures):
             yield future.result()
-    except BaseException:
-        # Nothing of a half-done run is kept, so there is nothing to wait for.
-        workers = set(multiprocessing.active_children()) - others
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.terminate()
-        raise
-    pool.shutdown()
 
 
 _worker_task: Task | None = None
 
 
-def _start_worker(task: Task) -> None:
+def _keep(task: Task) -> None:
     global _worker_task
     _worker_task = task  # once per process, not per run: a task may carry data
-    # Ctrl-C reaches the whole process group; the parent alone decides what to do about it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()  # a killed parent cannot end its workers, and they would wait for work forever
-        os._exit(1)
 
 
 def _train_here(run: Run, fingerprint: str) -> Record:

@@ -14,7 +14,7 @@ from sdsopt.compare.difference import paired_difference
 from sdsopt.compare.figures.style import panels, plain_ticks
 from sdsopt.compare.paper.claim import Claim, Finding, Outcome, is_above, is_below
 from sdsopt.compare.paper.look import LOOK, new_figure
-from sdsopt.compare.paper.pool import spread
+from sdsopt.compare.processes import spread
 from sdsopt.compare.tasks import FactorizationTask
 from sdsopt.compare.train import reproducible
 from sdsopt.optimizer import SDSPreconditioner
@@ -37,7 +37,11 @@ def steps_to_solution(correction: str, condition: float, lr: float, seed: int = 
     limit = LIMIT if limit is None else limit
     task = FactorizationTask(condition=condition, target_rank=5, distance=0.01)
     with reproducible(seed):
-        model = task.build_model(5).double()
+        return _steps(task, correction, lr, limit)
+
+
+def _steps(task: FactorizationTask, correction: str, lr: float, limit: int) -> int:
+    model = task.build_model(5).double()
     optimizer = SDSPreconditioner(torch.optim.SGD(model.parameters(), lr=lr), model, correction)
     for step in range(limit):
         error = model()

@@ -16,7 +16,7 @@ from sdsopt.compare.grid import Run
 from sdsopt.compare.methods import LORA, make_inner
 from sdsopt.compare.paper.claim import Claim, Finding, Outcome, is_above
 from sdsopt.compare.paper.look import LOOK, new_figure
-from sdsopt.compare.paper.pool import spread
+from sdsopt.compare.processes import spread
 from sdsopt.compare.task import Task
 from sdsopt.compare.train import train
 from sdsopt.recorder import Recorder
