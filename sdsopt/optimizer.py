@@ -63,7 +63,8 @@ class SDSPreconditioner(Optimizer):
     that are clipped between `backward` and `step` are clipped *before* the correction; see `max_grad_norm`.
 
     A step holds a copy of the LoRA parameters' gradients, and with a correction that maps updates one of their values
-    besides; then a few megabytes on a CPU, or a few hundred on another device, to compute with.
+    besides; then a few megabytes on a CPU, or a few hundred on another device, to compute with. On a CPU the copies
+    stay until the next step writes over them.
 
     Args:
         optimizer: The inner optimizer, built on the parameters to train.

@@ -13,12 +13,10 @@ from torch import Tensor
 from sdsopt.corrections import PairTensors
 
 
-def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns copies with the same strides."""
-    result = [torch.empty_like(tensor) for tensor in tensors]
-    if result:  # foreach functions refuse empty lists
-        torch._foreach_copy_(result, list(tensors))
-    return result
+def copy(tensors: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Writes each tensor into its target."""
+    if tensors:  # foreach functions refuse empty lists
+        torch._foreach_copy_(list(targets), list(tensors))
 
 
 def shrunk(tensors: Sequence[Tensor], shares: Sequence[float | Tensor]) -> list[Tensor]:

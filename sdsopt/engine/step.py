@@ -14,9 +14,10 @@ from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
 from sdsopt.engine.batch import Batch
 from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
+from sdsopt.engine.buffers import Buffers
 from sdsopt.engine.clipping import clip
 from sdsopt.engine.job import Job
-from sdsopt.engine.many import copies, differences, flat, like, set_to_sums, shrunk
+from sdsopt.engine.many import copy, differences, flat, like, set_to_sums, shrunk
 from sdsopt.engine.memory import State, recall
 from sdsopt.engine.places import HERE, Places
 from sdsopt.engine.presence import Presence
@@ -40,23 +41,13 @@ class _Target(NamedTuple):
     before: PairTensors  # their values before the step, where these are still needed after it
 
 
-def _before_step(targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
-    """Keeps the values of those factors that are to step."""
-    stepping = [
-        PairTensors(*(None if p is None or gradients[p] is None else p for p in target.parameters))
-        for target in targets
-    ]
-    before = like(stepping, copies(flat(stepping)))
-    return [_Target(target.job, *values) for target, *values in zip(targets, stepping, before, strict=True)]
-
-
 class StepEngine:
     """Corrects the gradients of pairs for the time of one step.
 
     Extra memory during a step: the corrected gradients, one copy of the LoRA parameters; with a correction that uses
     updates or carries moments, a second copy; with `max_grad_norm`, a copy of the other gradients. And what is computed
     with at a time: a few megabytes on a CPU, a few hundred elsewhere, or one pair in float64 where the correction needs
-    it whole.
+    it whole. On a CPU the first two are kept for the next step.
 
     Args:
         pairs: The pairs to correct.
@@ -71,6 +62,7 @@ class StepEngine:
         self._was_owned: set[tuple[int, str]] = set()
         self._checked: dict[int, Hashable] = {}
         self._presence = Presence()
+        self._gradients, self._values = Buffers(), Buffers()
 
     def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
         """Returns the pairs of which the groups hold a factor, and remembers these factors.
@@ -132,6 +124,7 @@ class StepEngine:
         jobs = [*(target.job for target in targets), *shards.jobs]
         device_types = {job.A.device.type for job in jobs}
         bound = self.recipe.max_workspace_bytes
+        self._gradients.start_step()
         with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
             shards.exchange()
             shards.compare(compute_roots(jobs, self.recipe, shards.words))
@@ -140,7 +133,7 @@ class StepEngine:
                 gradients.update(self._precondition(batch))
             gradients.update(shards.precondition(correction))
             if correction.uses_updates or correction.carries_moments:
-                targets = _before_step(targets, gradients)
+                targets = self._before_step(targets, gradients)
                 shards.remember(gradients)
 
         with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
@@ -256,11 +249,31 @@ class StepEngine:
         raw = [target.parameters.map(lambda parameter: parameter.grad) for target in batch]
         corrected = Batch([target.job for target in batch]).precondition(self.recipe.correction, raw)
         return {
-            parameter: gradient
+            parameter: None if gradient is None else self._settled(gradient, parameter)
             for target, both in zip(batch, corrected, strict=True)
             for parameter, gradient in zip(target.parameters, both, strict=True)
             if parameter is not None
         }
+
+    def _settled(self, gradient: Tensor, parameter: Tensor) -> Tensor:
+        """Moves a gradient to where it stays until the end of the step."""
+        if gradient.device.type != "cpu" or torch.compiler.is_compiling():
+            return gradient
+        return self._gradients.like(gradient, parameter).copy_(gradient)
+
+    def _before_step(self, targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
+        """Keeps the values of those factors that are to step."""
+        stepping = [
+            PairTensors(*(None if p is None or gradients[p] is None else p for p in target.parameters))
+            for target in targets
+        ]
+        self._values.start_step()
+        parameters = flat(stepping)
+        copies = [self._values.like(parameter, parameter) for parameter in parameters]
+        copy(parameters, copies)
+        return [
+            _Target(target.job, *both) for target, *both in zip(targets, stepping, like(stepping, copies), strict=True)
+        ]
 
     @contextmanager
     def _clipped(self, param_groups: Sequence[ParamGroup], own: Mapping[Tensor, object]) -> Generator[None]:

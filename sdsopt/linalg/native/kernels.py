@@ -56,7 +56,7 @@ class Kernels:
         self._gram, self._multiply = library.sdsopt_gram, library.sdsopt_multiply
         pointer, long, int_ = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
         self._gram.argtypes = [pointer, long, long, long, int_, int_, pointer, int_]
-        self._multiply.argtypes = [pointer, long, long, long, int_, int_, pointer, int_, pointer, int_]
+        self._multiply.argtypes = [pointer, long, long, long, int_, pointer, int_, pointer, int_]
 
     def gram(self, factor: Tensor) -> Tensor | None:
         """Returns XᵀX (..., r, r) in float64 for X (..., d, r); None for a rank that is left to torch."""
@@ -64,7 +64,9 @@ class Kernels:
         if rank not in _GRAM_RANKS:
             return None
         out = torch.empty(*factor.shape[:-2], rank, rank, dtype=torch.float64)
-        self._check(self._gram(factor.data_ptr(), *_describe(factor, -1), out.data_ptr(), torch.get_num_threads()))
+        half = factor.dtype == torch.bfloat16
+        shape = _describe(factor, -1)
+        self._check(self._gram(factor.data_ptr(), *shape, half, out.data_ptr(), torch.get_num_threads()))
         return out
 
     def multiply_left(self, matrix: Tensor, tensor: Tensor) -> Tensor | None:
@@ -89,11 +91,11 @@ class Kernels:
 
     def _check(self, code: int) -> None:
         if code:
-            raise MemoryError("no memory for a buffer of a few hundred kilobytes")
+            raise MemoryError("no memory for a buffer of a few megabytes")
 
 
-def _describe(factor: Tensor, rank_dim: int) -> tuple[int, int, int, bool, bool]:
-    """Blocks, length, rank, whether the long dimension is the contiguous one, and whether it is bfloat16."""
+def _describe(factor: Tensor, rank_dim: int) -> tuple[int, int, int, bool]:
+    """Blocks, length, rank, and whether the long dimension is the contiguous one."""
     length, rank = factor.shape[-3 - rank_dim], factor.shape[rank_dim]
     blocks = factor.numel() // max(length * rank, 1)
-    return blocks, length, rank, (rank_dim == -1) != factor.is_contiguous(), factor.dtype == torch.bfloat16
+    return blocks, length, rank, (rank_dim == -1) != factor.is_contiguous()
