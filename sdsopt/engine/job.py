@@ -55,24 +55,32 @@ class Job:
         )
 
     @cached_property
+    def scaling(self) -> float:
+        """That of the pair; the same throughout a step."""
+        return self.pair.scaling
+
+    @cached_property
     def present(self) -> Factors:
         """The factors as they are, with the roots as soon as these are computed."""
         return self.factors(_NONE)
 
     def factors(self, before: PairTensors) -> Factors:
         """The factors for a correction: their values `before` a step where these are given, else the present ones."""
-        A = self.A.detach() if before.A is None else before.A
-        B = self.B.detach() if before.B is None else before.B
+        A, B = self._blocks
         return Factors(
-            stored_A=self.pair.split_A(A),
-            stored_B=self.pair.split_B(B),
-            scaling=self.pair.scaling,
+            stored_A=A if before.A is None else self.pair.split_A(before.A),
+            stored_B=B if before.B is None else self.pair.split_B(before.B),
+            scaling=self.scaling,
             dtype=self.dtype,
             roots_A=self.roots_A,
             roots_B=self.roots_B,
             stored_E=self._diagonal,
             step=self.step,
         )
+
+    @cached_property
+    def _blocks(self) -> tuple[Tensor, Tensor]:
+        return self.pair.split_A(self.A.detach()), self.pair.split_B(self.B.detach())
 
     @cached_property
     def _diagonal(self) -> Tensor | None:

@@ -38,17 +38,22 @@ def stacks(
     result: list[list[_T]] = []
     for item in items:
         tensors = tensors_of(item)
-        limit = _CPU_BYTES if tensors[0].device.type == "cpu" else _DEVICE_BYTES
-        if max_workspace_bytes is not None:
-            limit = min(limit, max_workspace_bytes // _COPIES)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # nbytes cannot be traced
+        size = 0
+        for tensor in tensors:
+            size += tensor.numel() * tensor.element_size()  # nbytes cannot be traced
+        limit = _limit(tensors[0], max_workspace_bytes)
         if 2 * size > limit:
             result.append([item])
             continue
-        key = in_common(item), *((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        key = in_common(item), *[(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         group = open_groups.get(key)
         if group is None or (len(group) + 1) * size > limit:
             open_groups[key] = group = []
             result.append(group)
         group.append(item)
     return result
+
+
+def _limit(tensor: Tensor, max_workspace_bytes: int | None) -> int:
+    limit = _CPU_BYTES if tensor.device.type == "cpu" else _DEVICE_BYTES
+    return limit if max_workspace_bytes is None else min(limit, max_workspace_bytes // _COPIES)

@@ -240,7 +240,7 @@ class StepEngine:
             alone = None if pair.path_E is None else id(pair)  # a diagonal is one pair's
             param_groups = (None if p is None else id(groups[id(p)]) for p in target.parameters)
             remembered = (tuple(names) for names in target.job.memory)
-            return alone, pair.scaling, pair.blocks, *param_groups, *remembered
+            return alone, target.job.scaling, pair.blocks, *param_groups, *remembered
 
         return stacks(targets, lambda target: (target.job.A, target.job.B), in_common, self.recipe.max_workspace_bytes)
 
@@ -248,16 +248,19 @@ class StepEngine:
         """Returns the corrected gradients by parameter; None for one that shall not step."""
         raw = [target.parameters.map(lambda parameter: parameter.grad) for target in batch]
         corrected = Batch([target.job for target in batch]).precondition(self.recipe.correction, raw)
-        return {
-            parameter: None if gradient is None else self._settled(gradient, parameter)
+        by_parameter = {
+            parameter: gradient
             for target, both in zip(batch, corrected, strict=True)
             for parameter, gradient in zip(target.parameters, both, strict=True)
             if parameter is not None
         }
+        if len(batch) > 1 or torch.compiler.is_compiling():  # a stack is small
+            return by_parameter
+        return {p: None if gradient is None else self._settled(gradient, p) for p, gradient in by_parameter.items()}
 
     def _settled(self, gradient: Tensor, parameter: Tensor) -> Tensor:
         """Moves a gradient to where it stays until the end of the step."""
-        if gradient.device.type != "cpu" or torch.compiler.is_compiling():
+        if gradient.device.type != "cpu":
             return gradient
         return self._gradients.like(gradient, parameter).copy_(gradient)
 
