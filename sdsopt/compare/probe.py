@@ -14,8 +14,7 @@ from sdsopt.diagnostics import (
     FullGradients,
     is_linear_pair,
     median_condition_numbers,
-    product_svd,
-    singular_values,
+    pair_spectra,
 )
 from sdsopt.engine import Recipe, measure
 from sdsopt.pairs import LoRAPair
@@ -78,8 +77,9 @@ class Probe:
         found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for pair in self._pairs:
             A, B = (factor.detach().cpu() for factor in (pair.split_A(pair.A), pair.split_B(pair.B)))
-            product = abs(pair.scaling) * product_svd(A, B).S
-            for values, into in zip((singular_values(A), singular_values(B), product), found, strict=True):
+            spectra = pair_spectra(A, B)
+            product = abs(pair.scaling) * spectra.product
+            for values, into in zip((spectra.A, spectra.B, product), found, strict=True):
                 into.extend(values[values.isfinite().all(-1)])  # (k,) for each block
         return _medians(found[0]), _medians(found[1]), _medians(found[2])
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdsopt.diagnostics.spectrum import in_accurate_dtype
+from sdsopt.diagnostics.spectrum import in_accurate_dtype, singular_values
 
 
 class ProductSVD(NamedTuple):
@@ -44,6 +44,42 @@ def product_svd(A: Tensor, B: Tensor) -> ProductSVD:
         (basis_B @ left[..., : values.shape[-1]]).masked_fill(unknown[..., None, None], torch.nan),
         values.masked_fill(unknown[..., None], torch.nan),
         (right @ basis_A.mT).masked_fill(unknown[..., None, None], torch.nan),
+    )
+
+
+class PairSpectra(NamedTuple):
+    """Singular values, largest first.
+
+    Attributes:
+        A: Of A, (..., min(r, n)).
+        B: Of B, (..., min(m, r)).
+        product: Of B·A, (..., min(m, r, n)).
+    """
+
+    A: Tensor
+    B: Tensor
+    product: Tensor
+
+
+@torch.no_grad()
+def pair_spectra(A: Tensor, B: Tensor) -> PairSpectra:
+    """Computes the singular values of both factors and of their product, with one QR of each, and without bases.
+
+    Args:
+        A: (..., r, n), any floating dtype.
+        B: (..., m, r).
+
+    Returns:
+        They, in float64 (float32 on a device without it); NaN where a factor is not finite.
+    """
+    known_A, finite_A = in_accurate_dtype(A)
+    known_B, finite_B = in_accurate_dtype(B)
+    triangle_A = torch.linalg.qr(known_A.mT, mode="r").R
+    triangle_B = torch.linalg.qr(known_B, mode="r").R
+    return PairSpectra(
+        singular_values(triangle_A).masked_fill(~finite_A[..., None], torch.nan),
+        singular_values(triangle_B).masked_fill(~finite_B[..., None], torch.nan),
+        singular_values(triangle_B @ triangle_A.mT).masked_fill(~(finite_A & finite_B)[..., None], torch.nan),
     )
 
 

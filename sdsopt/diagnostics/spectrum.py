@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdsopt.linalg import accurate_dtype
+from sdsopt.linalg import accurate_dtype, gram, symmetric_eigenvalues
 
 
 @torch.no_grad()
@@ -21,6 +21,24 @@ def singular_values(matrix: Tensor) -> Tensor:
     """
     known, finite = in_accurate_dtype(matrix)
     return torch.linalg.svdvals(known).masked_fill(~finite[..., None], torch.nan)
+
+
+@torch.no_grad()
+def gram_singular_values(matrix: Tensor) -> Tensor:
+    """Computes the singular values of each tall matrix of a batch by way of its Gram matrix, several times as fast.
+
+    What is below 1e-8 of the largest (3e-4 on a device without float64) is rounding: good for ranks, which such values
+    do not change, and not for condition numbers.
+
+    Args:
+        matrix: (..., d, r), any floating dtype.
+
+    Returns:
+        (..., min(d, r)), largest first, as `singular_values` does.
+    """
+    grams = gram(matrix)  # (..., r, r)
+    values = symmetric_eigenvalues(grams.flatten(0, -3)).clamp(min=0).sqrt().flip(-1)  # (k, r)
+    return values.view(grams.shape[:-1])[..., : min(matrix.shape[-2:])]
 
 
 def in_accurate_dtype(matrix: Tensor) -> tuple[Tensor, Tensor]:

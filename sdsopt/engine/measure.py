@@ -14,8 +14,8 @@ from sdsopt.diagnostics import (
     alignment,
     condition_number,
     effective_rank,
-    product_svd,
-    singular_values,
+    gram_singular_values,
+    pair_spectra,
     stable_rank,
 )
 from sdsopt.engine.backward import is_hooked
@@ -122,7 +122,11 @@ def _whole_gradient(parameter: Parameter) -> Tensor | None:
 def _step(job: Job, raw: PairTensors, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasurement:
     factors = job.present
     corrected = recipe.correction.precondition(factors, job.split(raw).map(lambda gradient: gradient.to(job.dtype)))
-    spectra = PairTensors(*(None if gradient is None else singular_values(gradient) for gradient in corrected))
+    wide, tall = corrected
+    spectra = PairTensors(
+        A=None if wide is None else gram_singular_values(wide.mT),
+        B=None if tall is None else gram_singular_values(tall),
+    )
     return StepMeasurement(
         effective_rank_A=None if spectra.A is None else _mean(effective_rank(spectra.A)),
         effective_rank_B=None if spectra.B is None else _mean(effective_rank(spectra.B)),
@@ -143,15 +147,14 @@ def _alignment(recipe: Recipe, factors: Factors, corrected: PairTensors, full_gr
 
 def _pair(job: Job, steps: Mapping[str, StepMeasurement]) -> PairMeasurement:
     factors = job.present
-    spectrum_A, spectrum_B = singular_values(factors.A), singular_values(factors.B)  # (e, r) each
-    product = product_svd(factors.A, factors.B).S  # scaling changes neither rank
+    spectra = pair_spectra(factors.A, factors.B)  # scaling changes no rank
     return PairMeasurement(
-        spectrum_A=tuple(spectrum_A.flatten().tolist()),
-        spectrum_B=tuple(spectrum_B.flatten().tolist()),
-        condition_A=condition_number(spectrum_A).max().item(),
-        condition_B=condition_number(spectrum_B).max().item(),
-        stable_rank=_mean(stable_rank(product)),
-        effective_rank=_mean(effective_rank(product)),
+        spectrum_A=tuple(spectra.A.flatten().tolist()),
+        spectrum_B=tuple(spectra.B.flatten().tolist()),
+        condition_A=condition_number(spectra.A).max().item(),
+        condition_B=condition_number(spectra.B).max().item(),
+        stable_rank=_mean(stable_rank(spectra.product)),
+        effective_rank=_mean(effective_rank(spectra.product)),
         steps=steps,
     )
 

@@ -15,7 +15,9 @@ from sdsopt.diagnostics import (
     balance,
     condition_number,
     effective_rank,
+    gram_singular_values,
     median_condition_numbers,
+    pair_spectra,
     product_norm,
     product_svd,
     singular_values,
@@ -67,6 +69,30 @@ def test_a_product_is_decomposed_without_being_formed(pair: tuple[Tensor, Tensor
     for basis in (U, Vh.mT):
         torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[-1]).double().expand(len(A), -1, -1))
     torch.testing.assert_close(product_norm(A, B), torch.linalg.matrix_norm(delta))
+
+
+@settings(deadline=None)
+@given(products())
+def test_spectra_of_a_pair(pair: tuple[Tensor, Tensor]) -> None:
+    A, B = pair
+    found = pair_spectra(A, B)
+    sizes = [torch.linalg.matrix_norm(factor, 2)[:, None] for factor in pair]
+    expected = [torch.linalg.svdvals(matrix) for matrix in (A, B, B @ A)]
+    for values, exact, size in zip(found, expected, (*sizes, sizes[0] * sizes[1]), strict=True):
+        k = values.shape[-1]
+        assert ((values - exact[:, :k]).abs() <= 1e-13 * size).all()
+        assert (exact[:, k:] <= 1e-13 * size).all()  # a product has no more than its factors
+
+
+@settings(deadline=None)
+@given(products())
+def test_spectra_by_way_of_the_gram_matrix(pair: tuple[Tensor, Tensor]) -> None:
+    for tall in (pair[0].mT, pair[1]):
+        found, exact = gram_singular_values(tall), singular_values(tall)
+        assert found.shape == exact.shape
+        assert ((found - exact).abs() <= 1e-7 * exact[..., :1]).all()
+        for rank in (stable_rank, effective_rank):
+            torch.testing.assert_close(rank(found), rank(exact), rtol=1e-5, atol=0)
 
 
 @settings(deadline=None)
@@ -122,11 +148,15 @@ def test_rank_deficient_is_infinitely_ill_conditioned() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_nan_and_leaves_its_neighbours_alone(bad: float) -> None:
     A, B = torch.stack([factor(3, 6)] * 2), torch.stack([factor(5, 3)] * 2)
-    alone = product_svd(A, B).S[1], singular_values(B)[1], balance(A, B)[1], product_norm(A, B)[1]
+
+    def measured() -> list[Tensor]:
+        spectra = pair_spectra(A, B)
+        values = product_svd(A, B).S, singular_values(B), gram_singular_values(B), spectra.B, spectra.product
+        return [*values, balance(A, B), product_norm(A, B)]
+
+    alone = [values[1] for values in measured()]
     B[0, 2, 1] = bad
-    for found, expected in zip(
-        (product_svd(A, B).S, singular_values(B), balance(A, B), product_norm(A, B)), alone, strict=True
-    ):
+    for found, expected in zip(measured(), alone, strict=True):
         assert found[0].isnan().all()
         assert torch.equal(found[1], expected)
     for metric in (condition_number, stable_rank, effective_rank):
