@@ -65,6 +65,7 @@ def attach(
     *,
     damping: float = 1e-6,
     inverse_root: str | InverseRoot = "auto",
+    max_workspace_bytes: int | None = None,
 ) -> Handle:
     r"""Corrects LoRA gradients as backward computes them, whatever optimizer steps on them.
 
@@ -90,6 +91,7 @@ def attach(
         correction: A name or a `Correction` that is `linear_per_factor`, such as "sds", "scaled", "reflora" and "lora".
         damping: Relative damping δ ≥ 0, as in `SDSPreconditioner`.
         inverse_root: Method for the roots, as in `SDSPreconditioner`.
+        max_workspace_bytes: Bound on the memory to compute with at a time, or None, as in `SDSPreconditioner`.
 
     Returns:
         A handle with `remove()`, which is a context manager too.
@@ -101,9 +103,10 @@ def attach(
         UnknownCorrectionError: No correction has that name.
         UnsupportedCorrectionError: The correction needs the optimizer's update or more than one gradient at a time,
             or keeps a factor from stepping; or DeepSpeed ZeRO-3 keeps the factors in parts, and it needs whole ones.
-        ValueError: `damping` is negative or not finite, or `inverse_root` is unknown.
+        ValueError: `damping` is negative or not finite, `max_workspace_bytes` is not positive, or `inverse_root` is
+            unknown.
     """
-    recipe = Recipe.of(correction, damping, inverse_root)
+    recipe = Recipe.of(correction, damping, inverse_root, max_workspace_bytes=max_workspace_bytes)
     _require_linear(recipe.correction, correction)
     pairs = require_pairs(model)
     if not any(pair.trainable for pair in pairs):

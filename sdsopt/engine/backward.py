@@ -20,7 +20,7 @@ from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.zero3 import ForwardReader, is_partitioned
 from sdsopt.errors import PairShapeError, StaleParametersError, UnsupportedCorrectionError
-from sdsopt.linalg import without_autocast
+from sdsopt.linalg import limited_workspace, without_autocast
 from sdsopt.pairs import LoRAPair, Note, read_note
 from sdsopt.sharding import is_distributed
 
@@ -127,7 +127,7 @@ class BackwardEngine:
         with self._lock:
             job = self._job(pair, getattr(pair, side))
         one = PairTensors(gradient, None) if side == "A" else PairTensors(None, gradient)
-        with without_autocast({gradient.device.type}):
+        with without_autocast({gradient.device.type}), limited_workspace(self.recipe.max_workspace_bytes):
             [corrected] = Batch([job]).precondition(self.recipe.correction, [one])
         found = getattr(corrected, side)
         if found is None:  # to autograd, a hook that returns None leaves the gradient as it is
@@ -150,7 +150,8 @@ class BackwardEngine:
         jobs = {pair: self._reader.job(pair, A, B) for pair, A, B in self._live() if is_hooked(A) or is_hooked(B)}
         for job in jobs.values():
             job.pair.check()
-        with torch.no_grad(), without_autocast({job.A.device.type for job in jobs.values()}):
+        device_types = {job.A.device.type for job in jobs.values()}
+        with torch.no_grad(), without_autocast(device_types), limited_workspace(self.recipe.max_workspace_bytes):
             compute_roots(list(jobs.values()), self.recipe)
         self._jobs = jobs
         self._versions = self._present_versions()

@@ -145,6 +145,12 @@ def test_what_happens_between_steps_happens_in_a_trainer(option: dict[str, Any],
     assert same(found, trained(factory(**option), tmp_path / "resumed", tmp_path / "checkpoint-3"))
 
 
+def test_a_bound_on_memory_reaches_the_optimizer() -> None:
+    model, _ = MODELS["llama"]()
+    with pytest.raises(ValueError, match="max_workspace_bytes must be positive"):
+        SDSOptimizerFactory()(model, lr=1e-3, max_workspace_bytes=0)
+
+
 def test_a_learning_rate_is_needed(tmp_path: Path) -> None:
     def plug(model: Any, args: Any) -> dict[str, Any]:
         return {"optimizer_cls_and_kwargs": (SDSOptimizerFactory, {})}

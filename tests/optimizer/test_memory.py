@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 
-from sdsopt import SDSPreconditioner
+from sdsopt import SDSPreconditioner, attach
 from sdsopt.bench.adapter import Adapter
 from sdsopt.bench.memory import peak_extra_bytes
 from sdsopt.bench.shapes import LayerShape, ModelShape
@@ -92,6 +92,21 @@ def test_the_bound_holds(adapter: Adapter, correction: str, copies: int, monkeyp
     assert bounded < BOUND < free
 
 
+def test_the_bound_holds_in_backward(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sdsopt.engine.stacks", "sdsopt.linalg.products"):
+        monkeypatch.setattr(f"{name}._CPU_BYTES", 2**27)
+    factor = adapter.layers[0].lora_A["default"].weight
+    bound = 2**20
+    peaks: list[int] = []
+    for max_bytes in (None, bound):
+        adapter.zero_grad()
+        with attach(adapter, max_workspace_bytes=max_bytes):
+            # The first hook computes the roots of all pairs. The gradient is there twice, raw and corrected.
+            peaks.append(peak_extra_bytes(factor.sum().backward) - 2 * factor.nbytes)
+    free, bounded = peaks
+    assert bounded < bound < free
+
+
 @pytest.mark.parametrize("method", available_inverse_roots())
 def test_the_bound_holds_for_roots(method: str) -> None:
     """With r×r matrices as large as factors. Those of all pairs stay; what they are made with does not."""
@@ -123,7 +138,21 @@ def test_a_bound_changes_no_step(correction: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
+def test_a_bound_changes_no_gradient_in_backward() -> None:
+    adapter = Adapter(ModelShape("", (LayerShape(30, 20), LayerShape(20, 30, 2)), 2), 2, 4, torch.float64, "cpu")
+    gradients: list[list[torch.Tensor]] = []
+    for bound in (None, 1):
+        with attach(adapter, max_workspace_bytes=bound):
+            adapter.backward()
+        gradients.append([p.grad for p in adapter.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(list(adapter.parameters()))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("bound", [0, -1])
 def test_a_bound_is_positive(adapter: Adapter, bound: int) -> None:
     with pytest.raises(ValueError, match="max_workspace_bytes must be positive"):
         SDSPreconditioner(torch.optim.SGD(adapter.parameters()), adapter, max_workspace_bytes=bound)
+    with pytest.raises(ValueError, match="max_workspace_bytes must be positive"):
+        attach(adapter, max_workspace_bytes=bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -35,6 +36,7 @@ class SDSCallback(TrainerCallback):
             records, for a Trainer whose optimizer corrects.
         damping: Relative damping δ ≥ 0.
         inverse_root: Method for the roots.
+        max_workspace_bytes: Bound on the memory to compute with at a time, or None.
         log_conditions: Whether to record condition numbers. It costs one decomposition of each factor at each log.
     """
 
@@ -44,9 +46,13 @@ class SDSCallback(TrainerCallback):
         *,
         damping: float = 1e-6,
         inverse_root: str | InverseRoot = "auto",
+        max_workspace_bytes: int | None = None,
         log_conditions: bool = True,
     ) -> None:
-        self._options = (correction, damping, inverse_root)
+        self._correction = correction
+        self._attach = partial(
+            attach, damping=damping, inverse_root=inverse_root, max_workspace_bytes=max_workspace_bytes
+        )
         self._log_conditions = log_conditions
         self._handle: Handle | None = None
         self._pairs: Sequence[LoRAPair] = ()
@@ -72,10 +78,9 @@ class SDSCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.remove()  # what a run that raised has left behind
-        correction, damping, inverse_root = self._options
         self._pairs = require_pairs(kwargs["model"])
-        if correction is not None:
-            self._handle = attach(self._pairs, correction, damping=damping, inverse_root=inverse_root)
+        if self._correction is not None:
+            self._handle = self._attach(self._pairs, self._correction)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

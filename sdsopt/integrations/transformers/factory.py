@@ -49,6 +49,7 @@ class SDSOptimizerFactory:
         max_grad_norm: float | None = None,
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
+        max_workspace_bytes: int | None = None,
     ) -> SDSPreconditioner:
         """Builds an `SDSPreconditioner` on the trainable parameters.
 
@@ -68,6 +69,7 @@ class SDSOptimizerFactory:
             max_grad_norm: Clips corrected gradients; set the Trainer's own `max_grad_norm` to 0 with it.
             transport: "moments" or None.
             rebalance_every: Number of steps, or None.
+            max_workspace_bytes: Bound on the memory to compute with at a time, or None.
 
         Returns:
             The optimizer.
@@ -97,6 +99,7 @@ class SDSOptimizerFactory:
             max_grad_norm=max_grad_norm,
             transport=transport,
             rebalance_every=rebalance_every,
+            max_workspace_bytes=max_workspace_bytes,
         )
 
 
