@@ -88,7 +88,7 @@ class GramPower(Correction):
         if self.max_update_ratio is None or not self.uses_updates:
             return mapped
         limit = _limit(_norm(factors.stored_A), _norm(factors.stored_B), self.max_update_ratio)
-        return mapped.map(lambda update: update * _share(_norm(update), limit).to(update.dtype))
+        return mapped.map(lambda update: update.mul_(_share(_norm(update), limit).to(update.dtype)))  # new: q > 0
 
     def postcondition_rows(self) -> RowMap:
         """As `precondition_rows`; the limit depends on lengths alone."""
