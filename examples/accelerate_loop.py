@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdsopt import SDSPreconditioner
@@ -32,28 +32,29 @@ def train(folder: Path, correction: str, mixed_precision: str, *, epochs: int, r
     """Trains, saves after each epoch, and returns the last loss; or goes on from the checkpoint of the first epoch."""
     accelerator = Accelerator(gradient_accumulation_steps=2, mixed_precision=mixed_precision)
     model = build_model()
-    loader = DataLoader(TensorDataset(torch.arange(64).repeat(32, 1) % 16), batch_size=4)  # a pattern to learn
-    # --8<-- [start:prepare]
+    tokens = torch.arange(64) % 16  # a pattern to learn
+    loader = DataLoader([{"input_ids": tokens, "labels": tokens}] * 32, batch_size=4)  # pyright: ignore[reportArgumentType]  # a list is a dataset
+    # docs: prepare
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = SDSPreconditioner(torch.optim.AdamW(parameters, lr=1e-2), model, correction)  # wrap, then prepare
     scheduler = CosineAnnealingLR(optimizer, T_max=40)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    # --8<-- [end:prepare]
+    # docs: end
     if resume:
         accelerator.load_state(str(folder / "0"))
     loss = torch.zeros(())
     for epoch in range(int(resume), epochs):
-        # --8<-- [start:loop]
-        for (tokens,) in loader:
+        # docs: loop
+        for batch in loader:
             with accelerator.accumulate(model):
-                loss = model(input_ids=tokens, labels=tokens).loss
+                loss = model(**batch).loss
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)  # sees the raw gradients
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
-        # --8<-- [end:loop]
+        # docs: end
         accelerator.save_state(str(folder / str(epoch)))
     accelerator.print(f"{correction}: loss {loss.item():.4f}")
     return loss.detach()

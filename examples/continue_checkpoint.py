@@ -19,18 +19,18 @@ from sdsopt import SDSPreconditioner
 from sdsopt.adapters import inspect_adapter
 
 
-# --8<-- [start:trainer]
+# docs: trainer
 class SDSTrainer(Trainer):
     """Wraps the optimizer that the Trainer itself builds, so that its `optimizer.pt` fits, group by group."""
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
         if not isinstance(optimizer, SDSPreconditioner):
-            adapted: Any = self.model
-            self.optimizer = optimizer = SDSPreconditioner(optimizer, adapted)
+            self.optimizer = optimizer = SDSPreconditioner(optimizer, self.model)  # pyright: ignore[reportArgumentType]
         return optimizer
 
-    # --8<-- [end:trainer]
+
+# docs: end
 
 
 class Pattern(Dataset[dict[str, torch.Tensor]]):

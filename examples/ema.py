@@ -19,19 +19,21 @@ def main(correction: str = "sds", steps: int = 30) -> tuple[float, float]:
         vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
     )
     model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=8, target_modules="all-linear"))
-    # --8<-- [start:build]
+    tokens = torch.arange(32).repeat(8, 2) % 16  # a pattern to learn
+    batch = {"input_ids": tokens, "labels": tokens}
+    batches = [batch] * steps
+    # docs: train
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = SDSPreconditioner(torch.optim.AdamW(parameters, lr=1e-2), model, correction)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    # --8<-- [end:build]
-    tokens = torch.arange(32).repeat(8, 2) % 16  # a pattern to learn
-    for _ in range(steps):
+    for batch in batches:
         optimizer.zero_grad()
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        model(**batch).loss.backward()
         optimizer.step()
         averaged.update_parameters(model)
+    # docs: end
     with torch.no_grad():
-        last, average = (net(input_ids=tokens, labels=tokens).loss.item() for net in (model, averaged))
+        last, average = (net(**batch).loss.item() for net in (model, averaged))
     print(f"{correction}: loss {last:.3f}, with averaged weights {average:.3f}")
     return last, average
 

@@ -7,7 +7,6 @@ It needs neither data nor a download.
 from __future__ import annotations
 
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -15,21 +14,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from sdsopt.integrations.transformers import SDSCallback, SDSOptimizerFactory
-
-
-# --8<-- [start:factory]
-def corrected_in_the_optimizer(model: PeftModel, args: TrainingArguments, data: Dataset, correction: str) -> Trainer:
-    factory: Any = (SDSOptimizerFactory, {"training_args": args, "correction": correction})
-    return Trainer(model, args, train_dataset=data, optimizer_cls_and_kwargs=factory)
-    # --8<-- [end:factory]
-
-
-# --8<-- [start:callback]
-def corrected_in_backward(model: PeftModel, args: TrainingArguments, data: Dataset, correction: str) -> Trainer:
-    trainer = Trainer(model, args, train_dataset=data)
-    SDSCallback(correction).add_to(trainer)
-    return trainer
-    # --8<-- [end:callback]
 
 
 def build_model() -> PeftModel:
@@ -55,8 +39,21 @@ def main(correction: str = "sds", *, in_backward: bool = False, steps: int = 30)
             logging_steps=10,
             report_to="none",
         )
-        build = corrected_in_backward if in_backward else corrected_in_the_optimizer
-        trainer = build(build_model(), args, data, correction)
+        model = build_model()
+        if in_backward:
+            # docs: callback
+            trainer = Trainer(model, args, train_dataset=data)
+            SDSCallback(correction).add_to(trainer)
+            # docs: end
+        else:
+            # docs: factory
+            trainer = Trainer(
+                model,
+                args,
+                train_dataset=data,
+                optimizer_cls_and_kwargs=(SDSOptimizerFactory, {"training_args": args, "correction": correction}),  # pyright: ignore[reportArgumentType]
+            )
+            # docs: end
         trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

@@ -23,7 +23,7 @@ import sdsopt
 from sdsopt import SDSPreconditioner
 
 
-# --8<-- [start:module]
+# docs: module
 class LoRAModule(LightningModule):
     """Builds the adapter before `configure_optimizers` wraps the optimizer."""
 
@@ -44,12 +44,13 @@ class LoRAModule(LightningModule):
         if self.correction is not None:
             optimizer = SDSPreconditioner(optimizer, self.model, self.correction)
         return [optimizer], [CosineAnnealingLR(optimizer, T_max=4)]  # on the wrapper: Lightning insists
-        # --8<-- [end:module]
 
 
-def fit(module: LoRAModule, folder: str, resume: str | None = None) -> None:
-    tokens = torch.arange(64).repeat(32, 1) % 16  # a pattern to learn
-    trainer = Trainer(
+# docs: end
+
+
+def build_trainer(folder: str) -> Trainer:
+    return Trainer(
         accelerator="auto",
         devices=1,
         max_epochs=4,
@@ -61,8 +62,23 @@ def fit(module: LoRAModule, folder: str, resume: str | None = None) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    batches: Any = DataLoader(tokens, batch_size=4)  # pyright: ignore[reportArgumentType]  # a tensor is a dataset
-    trainer.fit(module, batches, ckpt_path=resume)
+
+
+def build_batches() -> Any:
+    tokens = torch.arange(64).repeat(32, 1) % 16  # a pattern to learn
+    return DataLoader(tokens, batch_size=4)  # pyright: ignore[reportArgumentType]  # a tensor is a dataset
+
+
+def fit(module: LoRAModule, folder: str, resume: str | None = None) -> None:
+    build_trainer(folder).fit(module, build_batches(), ckpt_path=resume)
+
+
+def fit_in_backward(module: LoRAModule, folder: str) -> None:
+    trainer, batches = build_trainer(folder), build_batches()
+    # docs: hooks
+    with sdsopt.attach(module):
+        trainer.fit(module, batches)
+    # docs: end
 
 
 def build(correction: str | None) -> LoRAModule:
@@ -76,10 +92,7 @@ def main(correction: str = "sds") -> tuple[LoRAModule, LoRAModule, LoRAModule]:
         fit(whole, folder)
         fit(resumed, folder, str(Path(folder) / "epoch=1.ckpt"))
         # Or in backward, whatever optimizer the module configures; then gradient_clip_val sees corrected gradients.
-        # --8<-- [start:hooks]
-        with sdsopt.attach(hooked):
-            fit(hooked, folder)
-        # --8<-- [end:hooks]
+        fit_in_backward(hooked, folder)
     return whole, resumed, hooked
 
 

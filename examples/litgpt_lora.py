@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-# --8<-- [start:link]
 import litgpt.finetune.lora as finetune  # pyright: ignore[reportMissingImports]
 
 import sdsopt
 
 
+# docs: script
 def link_models() -> None:
     """LitGPT freezes the base model once the LoRA layers are in place, and builds the optimizer after that."""
     freeze = finetune.mark_only_lora_as_trainable
@@ -32,8 +32,8 @@ def main() -> None:
     from litgpt.__main__ import main as litgpt  # pyright: ignore[reportMissingImports]
 
     litgpt()
-    # --8<-- [end:link]
 
 
 if __name__ == "__main__":
     main()
+# docs: end

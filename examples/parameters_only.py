@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import sdsopt
 
-CONFIG: dict[str, Any] = {"optimizer": "sdsopt.SDSAdamW", "arguments": {"lr": 1e-2, "correction": "sds-split"}}
+OPTIMIZER: dict[str, Any] = {"optimizer": "sdsopt.SDSAdamW", "arguments": {"lr": 1e-2, "correction": "sds-split"}}
 
 
 def build_optimizer(parameters: Any, optimizer: str, arguments: dict[str, Any]) -> Optimizer:
@@ -25,16 +25,17 @@ def build_optimizer(parameters: Any, optimizer: str, arguments: dict[str, Any]) 
     return getattr(importlib.import_module(module), name)(parameters, **arguments)
 
 
-def main(config: dict[str, Any] = CONFIG, steps: int = 30) -> list[float]:
+def main(optimizer_config: dict[str, Any] = OPTIMIZER, steps: int = 30) -> list[float]:
     torch.manual_seed(0)
-    shape = LlamaConfig(
+    config = LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
     )
-    # --8<-- [start:link]
-    model = get_peft_model(LlamaForCausalLM(shape), LoraConfig(r=8, target_modules="all-linear"))
+    base_model = LlamaForCausalLM(config)
+    # docs: link
+    model = get_peft_model(base_model, LoraConfig(r=8, target_modules="all-linear"))
     sdsopt.link(model)  # after the adapter, before the optimizer
-    # --8<-- [end:link]
-    optimizer = build_optimizer(model.parameters(), **config)
+    # docs: end
+    optimizer = build_optimizer(model.parameters(), **optimizer_config)
 
     tokens = torch.arange(32).repeat(8, 2) % 16  # a pattern to learn
     losses: list[float] = []

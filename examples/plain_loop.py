@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdsopt import SDSPreconditioner
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Training(NamedTuple):
@@ -35,13 +35,13 @@ def build(correction: str, steps: int) -> Training:
     config = LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
     )
-    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=8, target_modules="all-linear")).to(DEVICE)
-    # --8<-- [start:build]
+    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=8, target_modules="all-linear")).to(device)
+    # docs: build
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = SDSPreconditioner(torch.optim.AdamW(parameters, lr=1e-2), model, correction)
     scheduler = OneCycleLR(optimizer, max_lr=2e-2, total_steps=steps)  # on the wrapper
-    scaler = GradScaler(DEVICE)
-    # --8<-- [end:build]
+    scaler = GradScaler(device)
+    # docs: end
     return Training(model, optimizer, scheduler, scaler)
 
 
@@ -49,10 +49,11 @@ def train(training: Training, first: int, last: int) -> float:
     model, optimizer, scheduler, scaler = training
     loss = torch.zeros(())
     for step in range(first, last):
-        tokens = (torch.arange(32).repeat(8, 2) + step).to(DEVICE) % 16  # a pattern to learn
-        # --8<-- [start:step]
-        with torch.autocast(DEVICE, torch.float16):
-            loss = model(input_ids=tokens, labels=tokens).loss
+        tokens = (torch.arange(32).repeat(8, 2) + step).to(device) % 16  # a pattern to learn
+        batch = {"input_ids": tokens, "labels": tokens}
+        # docs: step
+        with torch.autocast(device, torch.float16):
+            loss = model(**batch).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # raw gradients; or max_grad_norm= of the wrapper
@@ -60,15 +61,21 @@ def train(training: Training, first: int, last: int) -> float:
         scaler.update()
         optimizer.zero_grad()
         scheduler.step()
-        # --8<-- [end:step]
+        # docs: end
     return loss.item()
 
 
 def save(training: Training, path: Path) -> None:
-    # --8<-- [start:save]
-    # The optimizer's part is what the bare AdamW would have written, and either can load it.
-    torch.save({name: part.state_dict() for name, part in training._asdict().items()}, path)
-    # --8<-- [end:save]
+    model, optimizer, scheduler, scaler = training
+    # docs: save
+    states = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),  # what the bare AdamW would have written, and either can load it
+        "scheduler": scheduler.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    torch.save(states, path)
+    # docs: end
 
 
 def load(training: Training, path: Path) -> None:

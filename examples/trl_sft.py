@@ -7,7 +7,6 @@ tokenizer is made here.
 from __future__ import annotations
 
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -54,16 +53,17 @@ def build_trainer(folder: str, correction: str, steps: int) -> SFTTrainer:
         report_to="none",
         use_cpu=not torch.cuda.is_available(),
     )
-    # --8<-- [start:trainer]
-    factory: Any = (SDSOptimizerFactory, {"training_args": args, "correction": correction})
-    return SFTTrainer(
+    data = build_data()
+    # docs: trainer
+    trainer = SFTTrainer(
         model,
         args,
-        train_dataset=build_data(),
+        train_dataset=data,
         processing_class=tokenizer,
-        optimizer_cls_and_kwargs=factory,
+        optimizer_cls_and_kwargs=(SDSOptimizerFactory, {"training_args": args, "correction": correction}),  # pyright: ignore[reportArgumentType]
     )
-    # --8<-- [end:trainer]
+    # docs: end
+    return trainer
 
 
 def main(correction: str = "sds", steps: int = 30) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,27 @@ def blocks(page: str, heading: str | None = None) -> list[str]:
         # Up to the next heading; a single # may be a comment in a block.
         [text] = re.findall(rf"^{heading}\n(.*?)(?=^##|\Z)", text, flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def undefined(code: str) -> set[str]:
+    """Returns the names that a block uses and does not define, but for Python's own."""
+    nodes = list(ast.walk(ast.parse(code)))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return used - defined(code) - imported(code) - set(dir(builtins))
+
+
+def defined(code: str) -> set[str]:
+    """Returns the names that a block gives a value."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return names | {node.arg for node in nodes if isinstance(node, ast.arg)}
+
+
+def imported(code: str) -> set[str]:
+    """Returns the names that a block imports."""
+    aliases = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.alias)]
+    return {alias.asname or alias.name.partition(".")[0] for alias in aliases}
 
 
 def execute(code: str, page: str, **names: Any) -> dict[str, Any]:

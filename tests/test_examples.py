@@ -13,15 +13,18 @@ import transformers
 import ill_conditioned
 import loraplus
 import low_bit
+import make_snippets
 import minimal
 import oracle
 import peft_finetune
-from documented import ROOT, blocks, execute
+from documented import ROOT, blocks, defined, execute, imported, undefined
 from recorder import corrected_gradients
 from sdsopt import SDSPreconditioner, available_corrections
 from sdsopt.cli import main as cli
 from sdsopt.compare import Settings
 from toy import lora_linear
+
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 
 
 def test_every_example_is_tested() -> None:
@@ -111,14 +114,69 @@ def test_the_table_in_the_readme_names_every_method(capsys: pytest.CaptureFixtur
         assert f"  {method.name} " in text
 
 
-def test_the_documentation_shows_parts_of_examples_that_exist() -> None:
-    shown = [
-        part
-        for page in (ROOT / "docs").rglob("*.md")
-        for part in re.findall(r"^(examples/\w+\.py):(\w+)$", page.read_text(encoding="utf8"), re.MULTILINE)
+@pytest.mark.parametrize("page", ["use-with/huggingface.md", "use-with/pytorch.md", "retrofit.md"])
+def test_pages_with_code_of_examples(page: str) -> None:
+    assert make_snippets.BLOCK.search((ROOT / "docs" / page).read_text(encoding="utf8"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_that_name_an_example_are_parts_of_it(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf8")
+    assert make_snippets.filled(text) == text, "python docs/make_snippets.py fills them in again"
+    assert len(make_snippets.BLOCK.findall(text)) == text.count("<!-- examples/")
+    assert "--8<--" not in text
+
+
+def test_every_marked_part_of_an_example_is_shown() -> None:
+    pages = "".join((ROOT / page).read_text(encoding="utf8") for page in PAGES)
+    shown = [(example, part) for _, example, part, *_ in make_snippets.BLOCK.findall(pages)]
+    marked = [
+        (str(example.relative_to(ROOT)), part)
+        for example in (ROOT / "examples").glob("*.py")
+        for part in re.findall(r"# docs: (?!end$)(\w+)$", example.read_text(encoding="utf8"), re.MULTILINE)
     ]
-    assert shown
-    for example, section in shown:
-        text = (ROOT / example).read_text(encoding="utf8")
-        for mark in (f"# --8<-- [start:{section}]", f"# --8<-- [end:{section}]"):
-            assert text.count(mark) == 1, (example, mark)
+    assert sorted(shown) == sorted(marked)
+
+
+def test_a_part_of_an_example_brings_the_imports_that_it_needs() -> None:
+    example = """
+from __future__ import annotations
+
+import a.b
+import c as d
+
+from e import (  # a comment
+    f,
+    g as h,
+)
+
+def function():
+    # docs: one
+    x = h(a.b)  # pyright: ignore[reportSome]
+    # docs: end
+    # docs: two
+    with d.y:
+        f(x)
+    # docs: end
+
+# docs: three
+class C: ...
+# docs: end
+"""
+    assert make_snippets.parts(example) == {
+        "one": "import a.b\n\nfrom e import g as h\n\nx = h(a.b)\n",
+        "two": "import c as d\n\nfrom e import f\n\nwith d.y:\n    f(x)\n",
+        "three": "class C: ...\n",
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_block_imports_what_it_uses_and_other_names_are_explained_above(page: str) -> None:
+    """A name is explained by `name` in the text above the block, or by a block above that defines it."""
+    importable = {name for other in PAGES for code in blocks(other) for name in imported(code)}
+    text = (ROOT / page).read_text(encoding="utf8")
+    for code in blocks(page):
+        above = text.partition(code)[0]
+        earlier = {name for block in re.findall(r"```python\n(.*?)```", above, re.DOTALL) for name in defined(block)}
+        explained = set(re.findall(r"`(\w+)`", re.sub(r"```.*?```", "", above, flags=re.DOTALL)))
+        assert undefined(code) <= (earlier | explained) - importable, code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import torch
 import ema
 import parameters_only
 import plain_loop
+from documented import blocks, execute
 from loop import assert_corrected
 from packages import package
-from sdsopt import SDSAdamW, SDSPreconditioner
+from sdsopt import SDSAdamW
 from toy import Network, assert_same
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("correction", ["sds", "sds-split"])
@@ -114,40 +112,19 @@ def test_litgpt_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(same[name], plain[name])
 
 
-PAGE = (ROOT / "docs/use-with/pytorch.md").read_text(encoding="utf8")
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-
-
-def test_the_pages_snippets_are_parts_of_examples() -> None:
-    snippets = re.findall(r"^--8<--\n(.*)\n--8<--$", PAGE, flags=re.MULTILINE)
-    assert len(snippets) == 8
-    for snippet in snippets:
-        file, _, section = snippet.partition(":")
-        text = (ROOT / file).read_text(encoding="utf8")
-        assert f"# --8<-- [start:{section}]" in text, snippet
-        assert f"# --8<-- [end:{section}]" in text, snippet
-
-
-def block(start: str) -> str:
-    [found] = [block for block in BLOCKS if block.startswith(start)]
-    return found
+PAGE = "docs/use-with/pytorch.md"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_the_pages_own_code() -> None:
-    others = [block for block in BLOCKS if not block.startswith("--8<--")]
-    assert len(others) == 3
-    for code in others:
-        compile(code, "docs/use-with/pytorch.md", "exec")
-    names: dict[str, Any] = {"torch": torch, "SDSPreconditioner": SDSPreconditioner, "model": Network()}
-    exec(block("model = torch.compile"), names)
-    assert len(names["optimizer"].pairs) == 2
+def test_the_pages_compiled_step() -> None:
+    [code] = blocks(PAGE, "## torch.compile")
+    assert len(execute(code, PAGE, model=Network())["optimizer"].pairs) == 2
 
 
 def test_the_pages_torchtune_builder() -> None:
     package("torchtune.models.llama3_2")
-    names: dict[str, Any] = {}
-    exec(block("# my_lora.py").replace("lora_llama3_2_1b", "lora_llama3_2"), names)
+    [code] = blocks(PAGE, "### torchtune")
+    names = execute(code.replace("lora_llama3_2_1b", "lora_llama3_2"), PAGE)
     shape = {"vocab_size": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "embed_dim": 8, "max_seq_len": 8}
     model = names["linked_lora"](lora_attn_modules=["q_proj"], lora_rank=2, lora_alpha=4, intermediate_dim=8, **shape)
     assert len(SDSAdamW(model.parameters()).pairs) == 1
