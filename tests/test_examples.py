@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import make_snippets
 import minimal
 import oracle
 import peft_finetune
+import tiny_models
 from documented import ROOT, blocks, defined, execute, imported, undefined
 from recorder import corrected_gradients
 from sdsopt import SDSPreconditioner, available_corrections
@@ -125,6 +127,7 @@ def test_blocks_that_name_an_example_are_parts_of_it(page: str) -> None:
     assert make_snippets.filled(text) == text, "python docs/make_snippets.py fills them in again"
     assert len(make_snippets.BLOCK.findall(text)) == text.count("<!-- examples/")
     assert "--8<--" not in text
+    assert "$$" not in text, "GitHub takes backslashes from it: use a math block"
 
 
 def test_every_marked_part_of_an_example_is_shown() -> None:
@@ -168,6 +171,29 @@ class C: ...
         "two": "import c as d\n\nfrom e import f\n\nwith d.y:\n    f(x)\n",
         "three": "class C: ...\n",
     }
+
+
+SHORT = ["index", "usage", "preset", "corrections/lora-muon", "corrections/lora-plus", "api/diagnostics"]
+STEP = "model(**batch).loss.backward(); optimizer.step()"
+
+
+@pytest.mark.parametrize("page", [*(f"docs/{page}.md" for page in SHORT), "docs/inner-optimizers.md"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_short_blocks_run(page: str) -> None:
+    """Each with a fresh model, and the names that the blocks above it leave; where it says so, there is a step."""
+    names: dict[str, Any] = {}
+    for code in blocks(page):
+        if "bitsandbytes" in code:
+            pytest.importorskip("bitsandbytes", exc_type=ImportError)
+            pytest.importorskip("torchao", exc_type=ImportError)
+        model, batch = tiny_models.llama()
+        parameters = list(model.parameters())
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        if "attach" not in code:
+            optimizer = SDSPreconditioner(optimizer, model)
+        names |= {"model": model, "parameters": parameters, "optimizer": optimizer, "batch": batch}
+        names = execute(re.sub(r"\.\.\.  # train.*", STEP, code), page, **names)
+        assert "SDSPreconditioner(" not in code or names["optimizer"].pairs
 
 
 @pytest.mark.parametrize("page", PAGES)
