@@ -198,11 +198,11 @@ def test_short_blocks_run(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_block_imports_what_it_uses_and_other_names_are_explained_above(page: str) -> None:
-    """A name is explained by `name` in the text above the block, or by a block above that defines it."""
+    """A variable is explained by `name` in the text above the block, or by a block above that defines it."""
     importable = {name for other in PAGES for code in blocks(other) for name in imported(code)}
     text = (ROOT / page).read_text(encoding="utf8")
     for code in blocks(page):
         above = text.partition(code)[0]
         earlier = {name for block in re.findall(r"```python\n(.*?)```", above, re.DOTALL) for name in defined(block)}
-        explained = set(re.findall(r"`(\w+)`", re.sub(r"```.*?```", "", above, flags=re.DOTALL)))
+        explained = set(re.findall(r"`([a-z]\w*)`", re.sub(r"```.*?```", "", above, flags=re.DOTALL)))
         assert undefined(code) <= (earlier | explained) - importable, code
