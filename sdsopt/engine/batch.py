@@ -23,23 +23,31 @@ class Batch:
         self._jobs = jobs
         self._before = before
 
-    def precondition(self, correction: Correction, gradients: Sequence[PairTensors]) -> list[PairTensors]:
-        """Returns each job's corrected gradients, as tensors of their own; None for a factor that shall not step.
+    def precondition(
+        self, correction: Correction, gradients: Sequence[PairTensors], *, apart: bool = True
+    ) -> list[PairTensors]:
+        """Returns each job's corrected gradients; None for a factor that shall not step.
 
         Each job is given its new memory.
+
+        Args:
+            correction: The correction.
+            gradients: The raw ones.
+            apart: Whether they must be tensors of their own also where nothing was corrected.
         """
         given = self._split(correction, gradients)
         if correction.keeps_memory:
             corrected = self._advance(correction, given)
         else:
             corrected = correction.precondition(self._factors(), given)
-        return self._join(corrected.apart_from(given))
+        return self._join(corrected.apart_from(given) if apart else corrected, gradients)
 
     def postcondition(
         self, correction: Correction, updates: Sequence[PairTensors], rates: LearningRates
     ) -> list[PairTensors]:
         """Returns the steps that the correction makes of each job's."""
-        return self._join(correction.postcondition(self._factors(), self._split(correction, updates), rates))
+        mapped = correction.postcondition(self._factors(), self._split(correction, updates), rates)
+        return self._join(mapped, updates)
 
     def _advance(self, correction: Correction, given: PairTensors) -> PairTensors:
         """Corrects with what the jobs remember, and gives each its new memory."""
@@ -55,9 +63,9 @@ class Batch:
         stacked = PairTensors(_stack([one.A for one in blocks]), _stack([one.B for one in blocks]))
         return stacked if correction.keeps_dtype else stacked.map(lambda tensor: tensor.to(self._jobs[0].dtype))
 
-    def _join(self, blocks: PairTensors) -> list[PairTensors]:
-        parts = zip(self._parts(blocks.A), self._parts(blocks.B), strict=True)
-        return [job.join(PairTensors(*part)) for job, part in zip(self._jobs, parts, strict=True)]
+    def _join(self, blocks: PairTensors, given: Sequence[PairTensors]) -> list[PairTensors]:
+        parts = map(PairTensors, self._parts(blocks.A), self._parts(blocks.B))
+        return [job.join(part, like) for job, part, like in zip(self._jobs, parts, given, strict=True)]
 
     def _factors(self) -> Factors:
         # Not `Job.present`: what is converted for this batch would stay until the end of the step.
