@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdsopt.corrections import Correction, Factors, LearningRates, Memory, PairTensors
 from sdsopt.engine.job import Job
+from sdsopt.errors import InvalidCorrectionError
 
 
 class Batch:
@@ -40,13 +41,16 @@ class Batch:
             corrected = self._advance(correction, given)
         else:
             corrected = correction.precondition(self._factors(), given)
+        _require_like(given, corrected, correction, "gradients")
         return self._join(corrected.apart_from(given) if apart else corrected, gradients)
 
     def postcondition(
         self, correction: Correction, updates: Sequence[PairTensors], rates: LearningRates
     ) -> list[PairTensors]:
         """Returns the steps that the correction makes of each job's."""
-        mapped = correction.postcondition(self._factors(), self._split(correction, updates), rates)
+        given = self._split(correction, updates)
+        mapped = correction.postcondition(self._factors(), given, rates)
+        _require_like(given, mapped, correction, "updates")
         return self._join(mapped, updates)
 
     def _advance(self, correction: Correction, given: PairTensors) -> PairTensors:
@@ -94,6 +98,18 @@ class Batch:
         if stacked is None:
             return [None] * len(self._jobs)
         return [stacked] if len(self._jobs) == 1 else stacked.split(len(stacked) // len(self._jobs))
+
+
+def _require_like(given: PairTensors, returned: object, correction: Correction, what: str) -> None:
+    """Checks what a correction made of tensors, since it may be anybody's."""
+    if not isinstance(returned, PairTensors):
+        raise InvalidCorrectionError(f"{correction} returned {type(returned).__name__} for its {what}, not PairTensors")
+    for letter, one, other in zip("AB", given, returned, strict=True):
+        if other is not None and (one is None or one.shape != other.shape):
+            wanted = "None, as there is none" if one is None else f"{tuple(one.shape)}, as it was given"
+            raise InvalidCorrectionError(
+                f"{correction} returned {what} of shape {tuple(other.shape)} for factor {letter}, not {wanted}"
+            )
 
 
 def _stack_by_name(memories: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, AdamW
 from sdsopt import Correction, Factors, LoRAPair, PairTensors, SDSPreconditioner, find_pairs
 from sdsopt.corrections import LearningRates
 from sdsopt.errors import (
+    InvalidCorrectionError,
     NoPairsError,
     PairShapeError,
     StaleParametersError,
@@ -421,6 +422,35 @@ def test_a_correction_may_keep_all_of_a_pair_from_stepping() -> None:
     for moved, (one, other) in zip((0.0, 0.5), zip(before, model, strict=True), strict=True):
         for old, new in zip(one.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(old - new, torch.full_like(old, moved))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda g: None, "returned NoneType for its gradients, not PairTensors"),
+        (lambda g: (g.A, g.B), "returned tuple"),
+        (lambda g: PairTensors(g.A[0], g.B), r"shape \(4, 10\) for factor A, not \(1, 4, 10\)"),
+        (lambda g: PairTensors(g.B, g.A), "for factor A"),
+        (lambda g: PairTensors(g.A, torch.zeros(1, 12, 4)), "for factor B, not None"),
+    ],
+)
+def test_what_a_correction_returns_is_checked(returned: Callable[[PairTensors], Any], message: str) -> None:
+    class Wrong(Correction):
+        def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+            return returned(gradients)
+
+        def __repr__(self) -> str:
+            return "Wrong()"
+
+    layer = lora_linear(12, 10, 4)
+    layer.backward_from(torch.ones(12, 10))
+    if "not None" in message:
+        layer.B.grad = None
+    optimizer = SDSPreconditioner(AdamW(layer.parameters(), lr=0.1), layer, Wrong())
+    snapshot = Snapshot(layer, optimizer)
+    with pytest.raises(InvalidCorrectionError, match=rf"^Wrong\(\) returned .*{message.removeprefix('returned ')}"):
+        optimizer.step()
+    snapshot.assert_unchanged()
 
 
 def test_gradients_of_another_dtype_than_their_parameters() -> None:
