@@ -22,20 +22,25 @@ def is_linear_pair(pair: LoRAPair) -> bool:
 class FullGradients:
     """Sums G = ∂L/∂W = δᵀ·x for chosen linear layers while backward runs, over all micro-batches until `clear`.
 
-    δ is the gradient of the layer's output and x its input, so G is that of the base weight and of the effective
-    weight alike, whatever LoRA adds. Dropout inside the adapter is not seen. Memory: one m×n matrix for each layer, in
-    float32 (float64 for float64 inputs); time: one product of the size of the layer's own backward.
+    δ is the gradient of the layer's output and x its input, so where the layer computes with W + ΔW, G is the gradient
+    of W and of ΔW alike. DoRA computes with rows of it rescaled, and is not watched. Dropout inside the adapter is not
+    seen. Memory: one m×n matrix for each layer, in float32 (float64 for float64 inputs); time: one product of the size
+    of the layer's own backward.
+
+    Attributes:
+        paused: Whether passes through the layers are left out, at no cost; False at first.
 
     Args:
         pairs: The pairs whose layers are watched.
-        strict: Whether a layer that is not called as a linear one, x (..., n) to (..., m), is an error in its forward;
-            otherwise it has no gradient here.
+        strict: Whether a layer with DoRA is an error, and one that is not called as a linear one, x (..., n) to
+            (..., m), an error in its forward; otherwise these have no gradient here.
 
     Raises:
-        UnsupportedGradientError: A layer is no linear one.
+        UnsupportedGradientError: A layer is no linear one, or rescales rows.
     """
 
     def __init__(self, pairs: Sequence[LoRAPair], *, strict: bool = True) -> None:
+        self.paused = False
         self._strict = strict
         self._sums: dict[LoRAPair, Tensor] = {}
         self._removers: list[Callable[[], None]] = []
@@ -44,7 +49,14 @@ class FullGradients:
                 raise UnsupportedGradientError(
                     f"the full gradient of {pair.name} cannot be captured: only linear layers can be watched"
                 )
+            if strict and _rescales_rows(pair):
+                raise UnsupportedGradientError(
+                    f"the full gradient of {pair.name} cannot be captured: DoRA rescales the rows of W + ΔW by its "
+                    "magnitudes, so the gradient of the layer's weight is not that of ΔW. Choose layers without DoRA"
+                )
         for pair in pairs:
+            if _rescales_rows(pair):
+                continue
             self._removers.append(pair.module.register_forward_hook(self._hook(pair)).remove)
 
     @property
@@ -74,6 +86,8 @@ class FullGradients:
     def _hook(self, pair: LoRAPair) -> Callable[[nn.Module, Any, Tensor], None]:
         def after_forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
             del module
+            if self.paused:
+                return
             x: Any = inputs[0] if inputs else None
             if not _is_linear_call(pair, x, output):
                 if self._strict:
@@ -91,6 +105,12 @@ class FullGradients:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             G = delta.flatten(0, -2).to(dtype).mT @ x.flatten(0, -2).to(dtype)  # (m, k) @ (k, n)
             self._sums[pair] = self._sums[pair] + G if pair in self._sums else G
+
+
+def _rescales_rows(pair: LoRAPair) -> bool:
+    # Where PEFT (empty without DoRA), torchtune and LyCORIS keep DoRA's magnitudes.
+    held = (getattr(pair.module, name, None) for name in ("lora_magnitude_vector", "magnitude", "dora_scale"))
+    return any(magnitudes is not None and len(magnitudes) > 0 for magnitudes in held)
 
 
 def _is_linear_call(pair: LoRAPair, x: Any, output: Any) -> bool:
