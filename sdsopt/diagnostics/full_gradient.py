@@ -13,6 +13,9 @@ from sdsopt.errors import UnsupportedGradientError
 from sdsopt.pairs import LoRAPair
 from sdsopt.pairs.pair import whole_shape
 
+# Where PEFT, torchtune and LyCORIS keep them.
+_DORA_MAGNITUDES = ("lora_magnitude_vector", "magnitude", "dora_scale")
+
 
 def is_linear_pair(pair: LoRAPair) -> bool:
     """Tells whether a pair's factors are those of one matrix, so that its full gradient can be one too."""
@@ -44,19 +47,20 @@ class FullGradients:
         self._strict = strict
         self._sums: dict[LoRAPair, Tensor] = {}
         self._removers: list[Callable[[], None]] = []
+        watched: list[LoRAPair] = []
         for pair in pairs:
             if not is_linear_pair(pair):
                 raise UnsupportedGradientError(
                     f"the full gradient of {pair.name} cannot be captured: only linear layers can be watched"
                 )
-            if strict and _rescales_rows(pair):
+            if not _rescales_rows(pair):
+                watched.append(pair)
+            elif strict:
                 raise UnsupportedGradientError(
                     f"the full gradient of {pair.name} cannot be captured: DoRA rescales the rows of W + ΔW by its "
                     "magnitudes, so the gradient of the layer's weight is not that of ΔW. Choose layers without DoRA"
                 )
-        for pair in pairs:
-            if _rescales_rows(pair):
-                continue
+        for pair in watched:
             self._removers.append(pair.module.register_forward_hook(self._hook(pair)).remove)
 
     @property
@@ -108,9 +112,7 @@ class FullGradients:
 
 
 def _rescales_rows(pair: LoRAPair) -> bool:
-    # Where PEFT (empty without DoRA), torchtune and LyCORIS keep DoRA's magnitudes.
-    held = (getattr(pair.module, name, None) for name in ("lora_magnitude_vector", "magnitude", "dora_scale"))
-    return any(magnitudes is not None and len(magnitudes) > 0 for magnitudes in held)
+    return any(name.partition(".")[0] in _DORA_MAGNITUDES for name, _ in pair.module.named_parameters())
 
 
 def _is_linear_call(pair: LoRAPair, x: Any, output: Any) -> bool:

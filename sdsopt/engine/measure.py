@@ -110,7 +110,7 @@ def measure(
                 "gone; remove() the handle to measure"
             )
     full_gradients = full_gradients or {}
-    jobs = [Job(pair, whole(pair.A.detach()), whole(pair.B.detach()), step) for pair in measured]
+    jobs = [Job(pair, whole(pair.A.detach()), whole(pair.B.detach())) for pair in measured]
     raw = {pair: PairTensors(_whole_gradient(pair.A), _whole_gradient(pair.B)) for pair in measured}
     with torch.no_grad(), without_autocast({job.A.device.type for job in jobs}):
         steps: list[dict[str, StepMeasurement]] = [{} for _ in jobs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import oracle
 import sdsopt
+from published_layers import TorchtuneLinear
 from sdsopt import GramPower, Recorder, SDSAdamW, SDSPreconditioner, attach, available_corrections, find_pairs
 from sdsopt.diagnostics import FullGradients, alignment
 from sdsopt.errors import DoubleCorrectionError, NoPairsError, UnsupportedGradientError, UnsupportedOptimizerError
@@ -359,10 +361,21 @@ def test_a_layer_that_is_not_called_as_a_linear_one() -> None:
         assert not full.gradients
 
 
-def test_rows_that_dora_rescales_are_refused_or_left_out() -> None:
+def peft_dora() -> nn.Module:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False, use_dora=True)
-    model = peft.get_peft_model(nn.Sequential(nn.Linear(5, 4)), config)
+    return peft.get_peft_model(nn.Sequential(nn.Linear(5, 4)), config)
+
+
+def torchtune_dora() -> nn.Module:
+    layer = TorchtuneLinear(4, 5, 2)
+    layer.magnitude = nn.Parameter(torch.ones(4))
+    return layer
+
+
+@pytest.mark.parametrize("build", [peft_dora, torchtune_dora])
+def test_rows_that_dora_rescales_are_refused_or_left_out(build: Callable[[], nn.Module]) -> None:
+    model = build()
     with pytest.raises(UnsupportedGradientError, match="DoRA rescales the rows"):
         FullGradients(find_pairs(model))
     with FullGradients(find_pairs(model), strict=False) as full:
