@@ -370,7 +370,7 @@ def peft_dora() -> nn.Module:
 def torchtune_dora() -> nn.Module:
     layer = TorchtuneLinear(4, 5, 2)
     layer.magnitude = nn.Parameter(torch.ones(4))
-    return layer
+    return layer.float()
 
 
 @pytest.mark.parametrize("build", [peft_dora, torchtune_dora])
