@@ -38,6 +38,10 @@ class UnsupportedCorrectionError(SDSOptError, ValueError):
     """The correction cannot be used in this mode."""
 
 
+class InvalidCorrectionError(SDSOptError, TypeError):
+    """A correction returned something else than it was given."""
+
+
 class UnsupportedGradientError(SDSOptError, TypeError):
     """A gradient is of a kind that cannot be corrected, such as a sparse one."""
 

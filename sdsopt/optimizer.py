@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from sdsopt.bypass import BypassWatch
 from sdsopt.corrections import Correction, make_correction
 from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
+from sdsopt.engine.between_steps import steps_taken
 from sdsopt.errors import NoPairsError
 from sdsopt.inner import require_mappable, require_usable
 from sdsopt.linalg import InverseRoot
@@ -161,7 +162,8 @@ class SDSPreconditioner(Optimizer):
     def diagnostics(self) -> dict[str, PairMeasurement]:
         """Measures the pairs and their present gradients, raw ("lora") and corrected; see `sdsopt.Recorder`.
 
-        Call it between `backward` and `step`. It changes nothing, and costs nothing unless called.
+        Call it between `backward` and `step`. It changes nothing, and costs nothing unless called. A correction that
+        counts steps, or remembers gradients, is measured as in the step to come.
 
         Returns:
             The measurements by pair name, of pairs that have a gradient; the correction's under "corrected".
@@ -171,7 +173,8 @@ class SDSPreconditioner(Optimizer):
         """
         recipe = self._engine.recipe
         raw = dataclasses.replace(recipe, correction=make_correction("lora"))
-        return measure(self.pairs, {"lora": raw, "corrected": recipe})
+        recipes = {"lora": raw, "corrected": recipe}
+        return measure(self.pairs, recipes, step=steps_taken(self.param_groups), state=self.state)
 
     @_with_instance_hooks
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from fnmatch import fnmatchcase
 from statistics import median
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from sdsopt.adapters.adapter import StoredFactors, open_adapter
 from sdsopt.adapters.layers import AdapterLayer
 from sdsopt.adapters.report import AdapterReport, LayerReport, LayerStatus
 from sdsopt.diagnostics import balance, condition_number, effective_rank, product_svd, singular_values, stable_rank
+from sdsopt.diagnostics.names import name_fits
 from sdsopt.errors import AdapterError
 
 
@@ -38,7 +38,7 @@ def inspect_adapter(
     adapter = open_adapter(path, allow_pickle=allow_pickle)
     layers = sorted(adapter.layers, key=lambda layer: _natural(layer.name))
     if pattern is not None and layers:
-        layers = [layer for layer in layers if _contains(layer.name, pattern)]
+        layers = [layer for layer in layers if name_fits(layer.name, pattern)]
         if not layers:
             raise AdapterError(
                 f"no LoRA layer of {path} is called {pattern!r}; the first is {adapter.layers[0].name!r:.200}, and "
@@ -87,11 +87,6 @@ def measure(layer: AdapterLayer, factors: StoredFactors) -> LayerReport:
         balance=middle(balance(A, B)),
         singular_values=values.tolist(),
     )
-
-
-def _contains(name: str, pattern: str) -> bool:
-    # Brackets stand for themselves: an adapter's name is written in them.
-    return fnmatchcase(name, f"*{pattern.replace('[', '[[]')}*")
 
 
 def _natural(name: str) -> list[str | tuple[int, str]]:

@@ -37,7 +37,7 @@ def gram_singular_values(matrix: Tensor) -> Tensor:
         (..., min(d, r)), largest first, as `singular_values` does.
     """
     grams = gram(matrix)  # (..., r, r)
-    values = symmetric_eigenvalues(grams.flatten(0, -3)).clamp(min=0).sqrt().flip(-1)  # (k, r)
+    values = symmetric_eigenvalues(grams[None].flatten(0, -3)).clamp(min=0).sqrt().flip(-1)  # (k, r)
     return values.view(grams.shape[:-1])[..., : min(matrix.shape[-2:])]
 
 

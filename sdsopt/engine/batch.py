@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdsopt.corrections import Correction, Factors, LearningRates, Memory, PairTensors
 from sdsopt.engine.job import Job
+from sdsopt.errors import InvalidCorrectionError
 
 
 class Batch:
@@ -23,23 +24,34 @@ class Batch:
         self._jobs = jobs
         self._before = before
 
-    def precondition(self, correction: Correction, gradients: Sequence[PairTensors]) -> list[PairTensors]:
-        """Returns each job's corrected gradients, as tensors of their own; None for a factor that shall not step.
+    def precondition(
+        self, correction: Correction, gradients: Sequence[PairTensors], *, apart: bool = True
+    ) -> list[PairTensors]:
+        """Returns each job's corrected gradients; None for a factor that shall not step.
 
         Each job is given its new memory.
+
+        Args:
+            correction: The correction.
+            gradients: The raw ones.
+            apart: Whether they must be tensors of their own also where nothing was corrected.
         """
         given = self._split(correction, gradients)
         if correction.keeps_memory:
             corrected = self._advance(correction, given)
         else:
             corrected = correction.precondition(self._factors(), given)
-        return self._join(corrected.apart_from(given))
+        _require_like(given, corrected, correction, "gradients")
+        return self._join(corrected.apart_from(given) if apart else corrected, gradients)
 
     def postcondition(
         self, correction: Correction, updates: Sequence[PairTensors], rates: LearningRates
     ) -> list[PairTensors]:
         """Returns the steps that the correction makes of each job's."""
-        return self._join(correction.postcondition(self._factors(), self._split(correction, updates), rates))
+        given = self._split(correction, updates)
+        mapped = correction.postcondition(self._factors(), given, rates)
+        _require_like(given, mapped, correction, "updates")
+        return self._join(mapped, updates)
 
     def _advance(self, correction: Correction, given: PairTensors) -> PairTensors:
         """Corrects with what the jobs remember, and gives each its new memory."""
@@ -55,9 +67,9 @@ class Batch:
         stacked = PairTensors(_stack([one.A for one in blocks]), _stack([one.B for one in blocks]))
         return stacked if correction.keeps_dtype else stacked.map(lambda tensor: tensor.to(self._jobs[0].dtype))
 
-    def _join(self, blocks: PairTensors) -> list[PairTensors]:
-        parts = zip(self._parts(blocks.A), self._parts(blocks.B), strict=True)
-        return [job.join(PairTensors(*part)) for job, part in zip(self._jobs, parts, strict=True)]
+    def _join(self, blocks: PairTensors, given: Sequence[PairTensors]) -> list[PairTensors]:
+        parts = map(PairTensors, self._parts(blocks.A), self._parts(blocks.B))
+        return [job.join(part, like) for job, part, like in zip(self._jobs, parts, given, strict=True)]
 
     def _factors(self) -> Factors:
         # Not `Job.present`: what is converted for this batch would stay until the end of the step.
@@ -86,6 +98,18 @@ class Batch:
         if stacked is None:
             return [None] * len(self._jobs)
         return [stacked] if len(self._jobs) == 1 else stacked.split(len(stacked) // len(self._jobs))
+
+
+def _require_like(given: PairTensors, returned: object, correction: Correction, what: str) -> None:
+    """Checks what a correction made of tensors, since it may be anybody's."""
+    if not isinstance(returned, PairTensors):
+        raise InvalidCorrectionError(f"{correction} returned {type(returned).__name__} for its {what}, not PairTensors")
+    for letter, one, other in zip("AB", given, returned, strict=True):
+        if other is not None and (one is None or one.shape != other.shape):
+            wanted = "None, as there is none" if one is None else f"{tuple(one.shape)}, as it was given"
+            raise InvalidCorrectionError(
+                f"{correction} returned {what} of shape {tuple(other.shape)} for factor {letter}, not {wanted}"
+            )
 
 
 def _stack_by_name(memories: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -63,6 +63,28 @@ def require_trackable(pairs: Sequence[LoRAPair], recipe: Recipe, owned: Collecti
         )
 
 
+def require_partners(jobs: Iterable[Job], recipe: Recipe, owned: Collection[int]) -> None:
+    """Refuses to carry moments of a factor whose partner is another optimizer's. At a step: groups may be added later.
+
+    Args:
+        jobs: The pairs of which the optimizer steps on a factor.
+        recipe: What it shall do.
+        owned: The ids of the parameters that it owns.
+
+    Raises:
+        UnsupportedCorrectionError: There is such a factor.
+    """
+    if not recipe.correction.carries_moments:
+        return
+    for job in jobs:
+        if any(factor.requires_grad and id(factor) not in owned for factor in (job.A, job.B)):
+            raise UnsupportedCorrectionError(
+                f"this optimizer trains one factor of {job.pair.name} and another one the other, so neither sees how "
+                "both bases change, and moments cannot follow them; give one optimizer both factors (in groups of "
+                "their own, if need be), freeze the factor that nobody trains, or leave out transport"
+            )
+
+
 def _require_precision(pairs: Sequence[LoRAPair], otherwise: str, way_out: str) -> None:
     for pair in pairs:
         for factor in (pair.A, pair.B):

@@ -1,13 +1,18 @@
 """Memory that a step fills, kept for the next one."""
 
+# A storage's use count has no public name; torch's own CUDA graph trees read it so.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
-from torch import Tensor, empty_like
-from torch.compiler import is_compiling
+from collections.abc import Container
+
+import torch
+from torch import Tensor
 
 
 class Buffers:
-    """One tensor for each parameter, on a CPU: the same ones in every step.
+    """One piece of memory for each parameter, on a CPU: the same one in every step.
 
     A C library gives large blocks back to the system once they are free, and the system hands them out anew page by
     page: for the gradients of an 8B model's adapters that took as long as correcting them. Other devices' allocators
@@ -17,22 +22,23 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._last: dict[Tensor, Tensor] = {}
-        self._used: dict[Tensor, Tensor] = {}
+        self._kept: dict[Tensor, Tensor] = {}
 
-    def start_step(self) -> None:
-        """Lets go of what the step before did not use."""
-        self._last, self._used = self._used, {}
+    def keep(self, parameters: Container[int]) -> None:
+        """Lets go of the memory of all parameters but these, given their ids."""
+        self._kept = {parameter: kept for parameter, kept in self._kept.items() if id(parameter) in parameters}
 
     def like(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """Returns a tensor like this one, of any content, that is the parameter's own until the next step."""
-        if tensor.device.type != "cpu" or is_compiling():
-            return empty_like(tensor)
-        kept = self._last.pop(parameter, None)
-        if kept is None or _layout(kept) != _layout(tensor):
-            kept = empty_like(tensor)
-        self._used[parameter] = kept
-        return kept
+        """Returns a tensor like this one, of any content, in the parameter's memory unless somebody still holds that.
+
+        Some optimizers, and some hooks, keep the gradient of a step for the next one.
+        """
+        if tensor.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+            return torch.empty_like(tensor)
+        kept = self._kept.get(parameter)
+        if kept is None or _layout(kept) != _layout(tensor) or _is_held(kept):
+            kept = self._kept[parameter] = torch.empty_like(tensor)
+        return kept.detach()  # another tensor on the same storage, so that the storage knows of all who hold it
 
     def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
         return Buffers, ()
@@ -40,3 +46,8 @@ class Buffers:
 
 def _layout(tensor: Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _is_held(tensor: Tensor) -> bool:
+    storage = tensor.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata) > 2  # the tensor itself, and `storage`

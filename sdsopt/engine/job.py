@@ -46,12 +46,15 @@ class Job:
             B=None if tensors.B is None else self.pair.split_B(tensors.B),
         )
 
-    def join(self, blocks: PairTensors) -> PairTensors:
-        """Inverse of `split`, in the parameters' own dtype and strides: fused optimizers misread any other."""
+    def join(self, blocks: PairTensors, given: PairTensors) -> PairTensors:
+        """Inverse of `split`: in the dtypes given, and the parameters' own strides, as fused optimizers misread others.
+
+        A gradient has its parameter's dtype unless that has a `grad_dtype`.
+        """
         view = self.pair.blocks
         return PairTensors(
-            A=None if blocks.A is None else _stored_like(self.A, view.join_A(blocks.A, self.A.shape)),
-            B=None if blocks.B is None else _stored_like(self.B, view.join_B(blocks.B, self.B.shape)),
+            A=None if blocks.A is None else _stored_like(self.A, view.join_A(blocks.A, self.A.shape), given.A),
+            B=None if blocks.B is None else _stored_like(self.B, view.join_B(blocks.B, self.B.shape), given.B),
         )
 
     @cached_property
@@ -88,9 +91,10 @@ class Job:
         return None if E is None else whole(E.detach())
 
 
-def _stored_like(factor: Tensor, tensor: Tensor) -> Tensor:
+def _stored_like(factor: Tensor, tensor: Tensor, given: Tensor | None) -> Tensor:
+    dtype = factor.dtype if given is None else given.dtype
     # Compiled, a copy: torch 2.13 fails to compare strides that are symbolic, as they are after a correction that it
     # cannot compile as a whole.
-    if not torch.compiler.is_compiling() and tensor.dtype == factor.dtype and tensor.stride() == factor.stride():
+    if not torch.compiler.is_compiling() and tensor.dtype == dtype and tensor.stride() == factor.stride():
         return tensor
-    return torch.empty_like(factor).copy_(tensor)
+    return torch.empty_like(factor, dtype=dtype).copy_(tensor)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sdsopt.corrections import Factors, LearningRates, PairTensors
+from sdsopt.corrections import NO_MEMORY, Factors, LearningRates, Memory, PairTensors
 from sdsopt.diagnostics import (
     alignment,
     condition_number,
@@ -20,6 +20,7 @@ from sdsopt.diagnostics import (
 )
 from sdsopt.engine.backward import is_hooked
 from sdsopt.engine.job import Job
+from sdsopt.engine.memory import State, recall
 from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import DoubleCorrectionError
@@ -77,16 +78,22 @@ def measure(
     pairs: Sequence[LoRAPair],
     recipes: Mapping[str, Recipe],
     full_gradients: Mapping[LoRAPair, Tensor] | None = None,
+    *,
+    step: int = 0,
+    state: State | None = None,
 ) -> dict[str, PairMeasurement]:
     """Measures every pair that has a gradient.
 
-    Nothing is changed. Cost: the correction itself and one singular value decomposition of each factor and gradient,
-    for each recipe; and the device is waited for. Sharded factors are gathered, for which all processes must call it.
+    Nothing is changed. Cost: one QR of each factor and singular values of r×r matrices; for each recipe the correction
+    itself and the eigenvalues of each gradient's Gram matrix, all in float64; and the device is waited for. Sharded
+    factors are gathered, for which all processes must call it.
 
     Args:
         pairs: The pairs.
         recipes: The corrections to measure, by the names to report them under.
         full_gradients: G (m, n) by pair, where it was captured.
+        step: How many steps were taken before, for corrections that look at it.
+        state: The optimizer's state, in which a correction finds what it remembers; None for a first step's.
 
     Returns:
         The measurements, by pair name.
@@ -108,11 +115,17 @@ def measure(
     with torch.no_grad(), without_autocast({job.A.device.type for job in jobs}):
         steps: list[dict[str, StepMeasurement]] = [{} for _ in jobs]
         for name, recipe in recipes.items():
-            fresh = [Job(job.pair, job.A, job.B) for job in jobs]
+            fresh = [Job(job.pair, job.A, job.B, step, memory=_recalled(job.pair, recipe, state)) for job in jobs]
             compute_roots(fresh, recipe)
             for job, found in zip(fresh, steps, strict=True):
                 found[name] = _step(job, raw[job.pair], recipe, full_gradients.get(job.pair))
         return {job.pair.name: _pair(job, found) for job, found in zip(jobs, steps, strict=True)}
+
+
+def _recalled(pair: LoRAPair, recipe: Recipe, state: State | None) -> Memory:
+    if state is None or not recipe.correction.keeps_memory:
+        return NO_MEMORY
+    return recall(Job(pair, pair.A, pair.B), state)  # by the parameters, where the job to measure has whole copies
 
 
 def _whole_gradient(parameter: Parameter) -> Tensor | None:
@@ -121,7 +134,8 @@ def _whole_gradient(parameter: Parameter) -> Tensor | None:
 
 def _step(job: Job, raw: PairTensors, recipe: Recipe, full_gradient: Tensor | None) -> StepMeasurement:
     factors = job.present
-    corrected = recipe.correction.precondition(factors, job.split(raw).map(lambda gradient: gradient.to(job.dtype)))
+    given = job.split(raw).map(lambda gradient: gradient.to(job.dtype))
+    corrected, _ = recipe.correction.advance(factors, given, job.memory)
     wide, tall = corrected
     spectra = PairTensors(
         A=None if wide is None else gram_singular_values(wide.mT),

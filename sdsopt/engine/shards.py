@@ -201,7 +201,7 @@ def _map_rows(
             for pair, scale in zip(mapped, scales, strict=True)
         ]
     own = [pair.apart_from(given) for pair, given in zip(mapped, blocks, strict=True)]
-    return {id(job): job.join(pair) for (job, _, _), pair in zip(entries, own, strict=True)}
+    return {id(job): job.join(pair, given) for (job, given, _), pair in zip(entries, own, strict=True)}
 
 
 def _lengths(

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from sdsopt.corrections import LearningRates, PairTensors
 from sdsopt.engine.backward import is_hooked
 from sdsopt.engine.batch import Batch
-from sdsopt.engine.between_steps import MomentsOf, finish_step, require_trackable, steps_taken
+from sdsopt.engine.between_steps import MomentsOf, finish_step, require_partners, require_trackable, steps_taken
 from sdsopt.engine.buffers import Buffers
 from sdsopt.engine.clipping import clip
 from sdsopt.engine.job import Job
@@ -39,6 +39,11 @@ class _Target(NamedTuple):
     job: Job
     parameters: PairTensors
     before: PairTensors  # their values before the step, where these are still needed after it
+
+    @property
+    def steps(self) -> bool:
+        """Whether any factor does."""
+        return any(parameter is not None for parameter in self.parameters)
 
 
 class StepEngine:
@@ -113,18 +118,21 @@ class StepEngine:
             PairShapeError: Two factors do not fit together.
             DoubleCorrectionError: `sdsopt.attach` corrects these gradients already.
             UnequalGradientsError: A sharded factor has a gradient on some processes only.
-            UnsupportedCorrectionError: Factors were sharded meanwhile, and the correction needs them whole.
+            UnsupportedCorrectionError: Factors were sharded meanwhile, and the correction needs them whole; or moments
+                are to be carried, and another optimizer trains the partner of a factor.
         """
         correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
         targets, shards = self._targets(groups, steps_taken(param_groups))
+        require_partners((target.job for target in targets), self.recipe, groups)
         if correction.keeps_memory:
             for target in targets:
                 target.job.memory = recall(target.job, state)
         jobs = [*(target.job for target in targets), *shards.jobs]
         device_types = {job.A.device.type for job in jobs}
         bound = self.recipe.max_workspace_bytes
-        self._gradients.start_step()
+        for buffers in (self._gradients, self._values):
+            buffers.keep(groups)
         with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
             shards.exchange()
             shards.compare(compute_roots(jobs, self.recipe, shards.words))
@@ -138,11 +146,12 @@ class StepEngine:
 
         with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
             yield len(targets) + shards.corrected_pairs
-        gradients.clear()  # their memory is needed for the updates
+        gradients.clear()  # but on a CPU, their memory is needed for the updates
 
         with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
             if correction.uses_updates:
-                for batch in self._batches(targets, groups):
+                stepped = [target for target in targets if target.steps]
+                for batch in self._batches(stepped, groups):
                     self._postcondition(batch, groups, decay_of)
                 shards.postcondition(
                     correction, lambda p: decay_of(groups[id(p)], p), lambda p: groups[id(p)].get("lr")
@@ -156,7 +165,12 @@ class StepEngine:
         jobs: list[Job] = []
         sides: list[Side] = []
         for index, pair in enumerate(self.pairs):
-            A, B = pair.A, pair.B
+            try:
+                A, B = pair.A, pair.B
+            except StaleParametersError:
+                if any((index, side) in self._was_owned for side in "AB"):
+                    raise
+                continue  # another adapter, which was deleted
             places = Places.of(pair, A, B, self.recipe)
             if places is not HERE:
                 job, of_pair = self._shares(index, places, groups, step)
@@ -169,9 +183,10 @@ class StepEngine:
                 A=A if self._is_target(index, "A", A, groups) else None,
                 B=B if self._is_target(index, "B", B, groups) else None,
             )
-            if parameters.A is not None or parameters.B is not None:
+            target = _Target(Job(pair, A, B, step), parameters, PairTensors(None, None))
+            if target.steps:
                 self._check(index, A, B)
-                targets.append(_Target(Job(pair, A, B, step), parameters, PairTensors(None, None)))
+                targets.append(target)
         if not (targets or jobs):
             self._require_ownership(groups)
         return targets, Shards(jobs, sides, self._presence)
@@ -247,22 +262,22 @@ class StepEngine:
     def _precondition(self, batch: Sequence[_Target]) -> dict[Tensor, Tensor | None]:
         """Returns the corrected gradients by parameter; None for one that shall not step."""
         raw = [target.parameters.map(lambda parameter: parameter.grad) for target in batch]
-        corrected = Batch([target.job for target in batch]).precondition(self.recipe.correction, raw)
+        # A stack is small, and what other devices hand out is as good.
+        settles = len(batch) == 1 and batch[0].job.A.device.type == "cpu" and not torch.compiler.is_compiling()
+        stacked = Batch([target.job for target in batch])
+        corrected = stacked.precondition(self.recipe.correction, raw, apart=not settles)
         by_parameter = {
             parameter: gradient
             for target, both in zip(batch, corrected, strict=True)
             for parameter, gradient in zip(target.parameters, both, strict=True)
             if parameter is not None
         }
-        if len(batch) > 1 or torch.compiler.is_compiling():  # a stack is small
+        if not settles:
             return by_parameter
-        return {p: None if gradient is None else self._settled(gradient, p) for p, gradient in by_parameter.items()}
-
-    def _settled(self, gradient: Tensor, parameter: Tensor) -> Tensor:
-        """Moves a gradient to where it stays until the end of the step."""
-        if gradient.device.type != "cpu":
-            return gradient
-        return self._gradients.like(gradient, parameter).copy_(gradient)
+        return {
+            parameter: None if gradient is None else self._gradients.like(gradient, parameter).copy_(gradient)
+            for parameter, gradient in by_parameter.items()
+        }
 
     def _before_step(self, targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
         """Keeps the values of those factors that are to step."""
@@ -270,7 +285,6 @@ class StepEngine:
             PairTensors(*(None if p is None or gradients[p] is None else p for p in target.parameters))
             for target in targets
         ]
-        self._values.start_step()
         parameters = flat(stepping)
         copies = [self._values.like(parameter, parameter) for parameter in parameters]
         copy(parameters, copies)

@@ -41,7 +41,7 @@ class InverseRoot(ABC):
     The work is split in two, so that the expensive half runs once for a whole model: `reduce` turns each
     tall factor X into an r×r matrix, whatever X's length, and `compute` takes a stack of these.
 
-    No method raises on non-finite input and none waits for the device.
+    No method raises on non-finite input. Those that decompose wait for a device to say whether they succeeded.
     """
 
     @property

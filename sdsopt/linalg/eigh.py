@@ -17,7 +17,7 @@ from sdsopt.linalg.spectrum import replace_non_finite, roots_from_spectrum
 @final
 @dataclass(frozen=True)
 class EighInverseRoot(InverseRoot):
-    """The default: forms M = XᵀX and decomposes it with `torch.linalg.eigh`.
+    """What "auto" takes on a CPU: forms M = XᵀX and decomposes it with `torch.linalg.eigh`.
 
     Cost: d·r² for the Gram matrix and about 9·r³ for the decomposition. In float64 the root of a matrix with
     cond(X) = κ is exact to about 1e-16·κ², which is below float32 rounding up to κ = 1e4.

@@ -25,7 +25,12 @@ def replace_non_finite(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def roots_from_spectrum(
-    vectors: Tensor, eigenvalues: Tensor, finite: Tensor, exponents: Sequence[float], damping: float
+    vectors: Tensor,
+    eigenvalues: Tensor,
+    finite: Tensor,
+    exponents: Sequence[float],
+    damping: float,
+    rounding: float | None = None,
 ) -> RootResult:
     """Assembles V·diag((λ + δ·λmax)^(-p))·Vᵀ for every exponent.
 
@@ -35,6 +40,7 @@ def roots_from_spectrum(
         finite: (k,) mask; the roots of the others become NaN.
         exponents: The powers p.
         damping: Relative damping δ.
+        rounding: The relative error of the eigenvalues; None for that of their dtype.
 
     Returns:
         The roots, with zero matrices mapped to the identity.
@@ -43,7 +49,8 @@ def roots_from_spectrum(
     largest = eigenvalues.amax(-1, keepdim=True)  # (k, 1)
     zero = largest <= 0
     # Below rounding a direction carries no information; without this floor δ = 0 would divide by zero there.
-    floor = largest * (torch.finfo(eigenvalues.dtype).eps * rank)
+    rounding = torch.finfo(eigenvalues.dtype).eps if rounding is None else rounding
+    floor = largest * (rounding * rank)
     damped = eigenvalues.clamp(min=floor) + damping * largest
     damped = torch.where(zero, torch.ones_like(damped), damped)
 

@@ -42,4 +42,7 @@ class SVDInverseRoot(InverseRoot):
         """Decomposes triangular factors (k, r, r); see `InverseRoot.compute`."""
         triangular, finite = replace_non_finite(reduced)
         _, singular_values, vectors_transposed = torch.linalg.svd(triangular)
-        return roots_from_spectrum(vectors_transposed.mT, singular_values.square(), finite, exponents, damping)
+        rounding = torch.finfo(singular_values.dtype).eps ** 2  # of their squares
+        return roots_from_spectrum(
+            vectors_transposed.mT, singular_values.square(), finite, exponents, damping, rounding
+        )

@@ -95,6 +95,12 @@ def test_spectra_by_way_of_the_gram_matrix(pair: tuple[Tensor, Tensor]) -> None:
             torch.testing.assert_close(rank(found), rank(exact), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3)])
+def test_spectra_of_one_matrix_and_of_any_batch(batch: tuple[int, ...]) -> None:
+    matrices = torch.randn(*batch, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(gram_singular_values(matrices), singular_values(matrices))
+
+
 @settings(deadline=None)
 @given(products(), st.sampled_from([1e-150, 0.5, 3.0, 1e150]))
 def test_bounds_and_invariances(pair: tuple[Tensor, Tensor], scale: float) -> None:

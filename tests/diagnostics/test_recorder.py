@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.checkpoint import checkpoint
 
 import oracle
-from sdsopt import GramPower, Recorder, SDSPreconditioner, attach, available_corrections, find_pairs
+import sdsopt
+from published_layers import TorchtuneLinear
+from sdsopt import GramPower, Recorder, SDSAdamW, SDSPreconditioner, attach, available_corrections, find_pairs
 from sdsopt.diagnostics import FullGradients, alignment
-from sdsopt.errors import DoubleCorrectionError, NoPairsError, UnsupportedGradientError
+from sdsopt.errors import DoubleCorrectionError, NoPairsError, UnsupportedGradientError, UnsupportedOptimizerError
 from toy import Network, assert_same, lora_linear, train
 
 
@@ -189,6 +194,32 @@ def test_diagnostics_of_the_wrapper() -> None:
         assert parameter.grad is not None and torch.equal(parameter.grad, before[name])
 
 
+@pytest.mark.parametrize("correction", ["altlora", "lora-rite-matrix", "sds"])
+def test_diagnostics_are_those_of_the_step_to_come(correction: str) -> None:
+    model = Network(dtype=torch.float64)
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.01), model, correction)
+    given: dict[Tensor, Tensor] = {}
+
+    def watch(inner: Optimizer, args: object, kwargs: object) -> None:
+        given.update({p: p.grad.clone() for p in model.parameters() if p.grad is not None})
+
+    optimizer.inner.register_step_pre_hook(watch)
+    for step in range(4):
+        given.clear()
+        model.zero_grad()
+        model.loss(step).backward()
+        before = deepcopy((model.state_dict(), optimizer.state_dict()))
+        found = optimizer.diagnostics()
+        torch.testing.assert_close((model.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0)
+        optimizer.step()
+        for pair in optimizer.pairs:
+            measured = found[pair.name].steps["corrected"]
+            ranks = {pair.A: measured.effective_rank_A, pair.B: measured.effective_rank_B}
+            known = {factor: rank for factor, rank in ranks.items() if rank is not None}
+            assert known == pytest.approx({factor: entropy_rank(given[factor]) for factor in ranks if factor in given})
+            assert len(known) == (1 if correction == "altlora" else 2)
+
+
 def test_gradients_that_backward_corrected_are_refused() -> None:
     model = Network()
     with attach(model):
@@ -200,15 +231,108 @@ def test_gradients_that_backward_corrected_are_refused() -> None:
 def test_a_closure_is_refused_with_the_way_out() -> None:
     model = Network()
     optimizer = SGD(model.parameters(), lr=0.1)
-    with Recorder(model, optimizer), pytest.raises(ValueError, match=r"call measure\(\) between backward and step"):
+    with pytest.raises(ValueError, match=r"call measure\(\) between backward and step"), Recorder(model, optimizer):
         optimizer.step(lambda: 0.0)
 
 
+def test_without_an_optimizer_each_measurement_is_of_one_step() -> None:
+    """The way out where there is a closure; it must see what hooks see."""
+    by_hooks, by_hand = Network(), Network()
+    optimizer = SGD(by_hooks.parameters(), lr=0.1)
+    with Recorder(by_hooks, optimizer, full_gradients="first") as expected:
+        train(by_hooks, optimizer)
+    optimizer = SGD(by_hand.parameters(), lr=0.1)
+    with Recorder(by_hand, None, full_gradients="first") as recorder:
+        for step in range(3):
+            by_hand.zero_grad()
+            by_hand.loss(step).backward()
+            recorder.measure()
+            optimizer.step()
+    assert [measurement.step for measurement in recorder.history] == [0, 1, 2]
+    assert [m.scalars() for m in recorder.history] == [m.scalars() for m in expected.history]
+    assert "sds/alignment" in recorder.history[-1].scalars()
+
+
+def test_full_gradients_are_formed_only_where_they_are_read() -> None:
+    model = Network()
+    optimizer = SGD(model.parameters(), lr=0.0)
+    with Recorder(model, optimizer, full_gradients="first", every=2) as recorder:
+        for step in range(4):
+            model.loss(step).backward()
+            captured = recorder.measure()  # beside what the optimizer's steps measure
+            assert ("lora/alignment" in captured.scalars()) == (step % 2 == 0)
+            optimizer.step()
+    assert [measurement.step for measurement in recorder.history] == [0, 0, 1, 2, 2, 3]
+
+
+def test_an_optimizer_around_it_that_takes_no_hooks() -> None:
+    """As Accelerate's."""
+
+    class Around(Optimizer):
+        def __init__(self, optimizer: Optimizer) -> None:
+            self.optimizer = optimizer
+
+        def step(self) -> None:  # pyright: ignore
+            self.optimizer.step()
+
+    model = Network()
+    around = Around(SGD(model.parameters(), lr=0.1))
+    with Recorder(model, around) as recorder:
+        train(model, around)
+    assert len(recorder.history) == 3
+
+    del around.optimizer
+    with pytest.raises(UnsupportedOptimizerError, match="Around takes no step hooks; build the Recorder without"):
+        Recorder(model, around, full_gradients="*")
+    assert not model.first._forward_hooks
+
+
+def test_the_optimizer_inside_the_wrapper_is_refused() -> None:
+    """Its gradients are corrected ones, which would be measured as raw."""
+    model = Network()
+    sdsopt.link(model)
+    optimizer = SDSAdamW(model.parameters(), lr=0.1)
+    before = model.first.A.detach().clone()
+    expected = "this AdamW steps inside an SDSPreconditioner.*give the Recorder the SDSPreconditioner"
+    with pytest.raises(UnsupportedOptimizerError, match=expected), Recorder(model, optimizer.inner):
+        train(model, optimizer)
+    assert torch.equal(model.first.A, before)
+
+
+def test_a_recording_of_nothing_warns() -> None:
+    model = Network()
+    with pytest.warns(UserWarning, match=r"measured nothing: it was built without .*trainer\.create_optimizer\(\)"):
+        with Recorder(model, None):
+            train(model, SGD(model.parameters(), lr=0.1))
+    with pytest.warns(UserWarning, match="measured nothing: its optimizer made no step"):
+        with Recorder(model, SGD(model.parameters(), lr=0.1)):
+            train(model, SGD(model.parameters(), lr=0.1))
+
+
 def test_mistakes() -> None:
-    with pytest.raises(NoPairsError, match="no pair's name fits the pattern 'nothing'; the first of 2 is first"):
+    expected = r"fits the pattern 'nothing', .* with the wildcards \* and \?; the first of 2 is first"
+    with pytest.raises(NoPairsError, match=expected):
         Recorder(Network(), full_gradients="nothing")
     with pytest.raises(ValueError, match="every must be at least 1"):
         Recorder(Network(), every=0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "chosen"),
+    [
+        ("up.1[default]", {"up.1[default]"}),  # though it is part of another name
+        ("up.1[def", {"up.1[default]", "also.up.1[default]"}),
+        ("a*.?[", {"also.up.0[default]", "also.up.1[default]"}),
+    ],
+)
+def test_full_gradients_by_name_or_part_of_it(pattern: str, chosen: set[str]) -> None:
+    up, also = (nn.Sequential(*(lora_linear(5, 5, 2, seed=seed) for seed in range(2))) for _ in range(2))
+    model = nn.ModuleDict({"up": up, "also": nn.ModuleDict({"up": also})})
+    with Recorder(model, None, "sds", full_gradients=pattern) as recorder:
+        also(up(torch.randn(3, 5))).sum().backward()
+        pairs = recorder.measure().pairs
+    assert len(pairs) == 4
+    assert {name for name, pair in pairs.items() if pair.steps["sds"].alignment is not None} == chosen
 
 
 def test_only_linear_layers_can_be_watched() -> None:
@@ -234,6 +358,28 @@ def test_a_layer_that_is_not_called_as_a_linear_one() -> None:
         model(x)
     with FullGradients(pairs, strict=False) as full:
         model(x).sum().backward()
+        assert not full.gradients
+
+
+def peft_dora() -> nn.Module:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False, use_dora=True)
+    return peft.get_peft_model(nn.Sequential(nn.Linear(5, 4)), config)
+
+
+def torchtune_dora() -> nn.Module:
+    layer = TorchtuneLinear(4, 5, 2)
+    layer.magnitude = nn.Parameter(torch.ones(4))
+    return layer.float()
+
+
+@pytest.mark.parametrize("build", [peft_dora, torchtune_dora])
+def test_rows_that_dora_rescales_are_refused_or_left_out(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    with pytest.raises(UnsupportedGradientError, match="DoRA rescales the rows"):
+        FullGradients(find_pairs(model))
+    with FullGradients(find_pairs(model), strict=False) as full:
+        model(torch.randn(3, 5)).square().sum().backward()
         assert not full.gradients
 
 

@@ -9,8 +9,12 @@ import pytest
 import torch
 import transformers
 
+from documented import blocks, execute
 from hf_runs import (
+    RATE,
     Plug,
+    Tokens,
+    adapted,
     all_differ,
     arguments,
     as_callback,
@@ -19,12 +23,15 @@ from hf_runs import (
     as_optimizer,
     bare,
     by_hand,
+    fresh_accelerator,
     same,
     set_up_fp16,
+    trainable,
     trained,
     trainer,
     weights,
 )
+from sdsopt import Recorder, SDSPreconditioner
 from sdsopt.integrations.transformers import SDSOptimizerFactory
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -147,3 +154,37 @@ def test_other_corrections_resume_too(correction: str, tmp_path: Path) -> None:
 
 def test_the_loop_by_hand_without_correction_is_the_bare_trainer(tmp_path: Path) -> None:
     assert same(trained(bare, tmp_path), by_hand("nowhere"))
+
+
+@pytest.mark.parametrize(("plug", "place"), [(bare, "nowhere"), (as_factory, "optimizer")])
+def test_the_documented_recording(plug: Plug, place: str, tmp_path: Path) -> None:
+    """It sees raw gradients, whichever optimizer steps, and changes nothing."""
+    run = trainer(plug, arguments(tmp_path, save_strategy="no"))
+    [code] = blocks("docs/use-with/huggingface.md", "## Measure")
+    history = execute(code.replace("every=20", "every=2"), "huggingface.md", trainer=run)["recorder"].history
+    assert same(weights(run.model), by_hand(place))  # pyright: ignore
+    assert [measurement.step for measurement in history] == [0, 2, 4]
+    for measurement in history:
+        assert len(measurement.pairs) == 14
+        steps = [pair.steps for name, pair in measurement.pairs.items() if "q_proj" in name]
+        assert len(steps) == 2
+        assert all(0 < (found["lora"].alignment or 0) < (found["scaled"].alignment or 0) for found in steps)
+
+
+def test_recording_through_accelerates_optimizer() -> None:
+    accelerator = fresh_accelerator("fp32", accumulation=2)
+    model = adapted()
+    loader: Any = torch.utils.data.DataLoader(Tokens(), batch_size=2)
+    wrapped = SDSPreconditioner(torch.optim.AdamW(trainable(model), lr=RATE), model)
+    model, optimizer, loader = accelerator.prepare(model, wrapped, loader)
+    with Recorder(model, optimizer, full_gradients="q_proj") as recorder:
+        for _, batch in zip(range(6), loader, strict=False):
+            with accelerator.accumulate(model):
+                accelerator.backward(model(**batch).loss)
+                expected = wrapped.diagnostics()
+                optimizer.step()
+                optimizer.zero_grad()
+    assert [measurement.step for measurement in recorder.history] == [0, 1, 2]
+    for name, pair in recorder.history[-1].pairs.items():
+        assert pair.steps["lora"].effective_rank_A == expected[name].steps["lora"].effective_rank_A
+        assert pair.steps["sds"].effective_rank_B == expected[name].steps["corrected"].effective_rank_B

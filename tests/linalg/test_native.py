@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracle
+from oracle import relative_error
 from sdsopt.errors import NativeBuildError
 from sdsopt.linalg import gram, multiply_left, multiply_right, native, use_native_products
 from sdsopt.linalg.native import build, kernels_for
@@ -127,3 +128,40 @@ def test_without_a_compiler(
     with pytest.raises(NativeBuildError, match=message):
         use_native_products()
     assert native.kernels_for(torch.ones(1, 40, 16)) is not None  # what was in use still is
+
+
+def test_a_compiler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    with pytest.raises(NativeBuildError, match="No such file"):
+        use_native_products()
+    assert not list((tmp_path / "sdsopt").iterdir())
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_an_empty_shard_adds_nothing(blocks: int) -> None:
+    """A classifier's few rows on many processes: the last of them has none."""
+    freed = [torch.full((2, 8, 8), 3.0, dtype=torch.float64) for _ in range(64)]
+    del freed  # so that memory that nothing is written into would show
+    assert torch.equal(gram(torch.empty(blocks, 0, 8)), torch.zeros(blocks, 8, 8, dtype=torch.float64))
+
+
+def test_more_threads_than_pieces() -> None:
+    X = factor(1, 2000, 16, wide=False, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(64)
+        found = gram(X)
+    finally:
+        torch.set_num_threads(threads)
+    assert relative_error(found, X.double().mT @ X.double()) < 1e-13
+
+
+def test_autograd_sees_through_products_of_what_requires_a_gradient() -> None:
+    X = factor(1, 40, 16, wide=False, dtype=torch.float32).requires_grad_()
+    root = torch.eye(16, dtype=torch.float64)[None].requires_grad_()
+    assert gram(X).requires_grad
+    assert multiply_right(X, root.detach()).requires_grad
+    assert multiply_right(X.detach(), root).requires_grad
+    with torch.no_grad():
+        assert kernels_for(X) is not None

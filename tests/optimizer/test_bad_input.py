@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from sdsopt import LoRAPair, SDSPreconditioner, find_pairs
+from sdsopt import Correction, Factors, LoRAPair, PairTensors, SDSPreconditioner, find_pairs
+from sdsopt.corrections import LearningRates
 from sdsopt.errors import (
+    InvalidCorrectionError,
     NoPairsError,
     PairShapeError,
     StaleParametersError,
@@ -378,3 +380,99 @@ def test_a_single_lora_layer_is_a_model_too() -> None:
     model = lora_linear()
     optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
     assert len(optimizer.pairs) == 1
+
+
+def test_a_deleted_adapter_that_was_never_trained_is_no_concern() -> None:
+    model = Network()
+    layer = next(module for module in model.modules() if isinstance(module, LoRALinear))
+    for factors in (layer.lora_A, layer.lora_B):
+        factors["other"] = copy.deepcopy(factors["default"]).requires_grad_(False)
+    layer.scaling["other"] = 1.0
+    optimizer = SDSPreconditioner(SGD([p for p in model.parameters() if p.requires_grad], lr=0.1), model)
+    count = len(optimizer.pairs)
+    for factors in (layer.lora_A, layer.lora_B):
+        del factors["other"]
+    before = copy.deepcopy(model.state_dict())
+    model.loss().backward()
+    optimizer.step()
+    assert len(optimizer.pairs) == count
+    assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if "lora" in name)
+
+
+def test_a_correction_may_keep_all_of_a_pair_from_stepping() -> None:
+    """And maps the others' updates all the same."""
+
+    class Half(Correction):
+        @property
+        def uses_updates(self) -> bool:
+            return True
+
+        def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+            return PairTensors(None, None) if factors.scaling == 1.5 else gradients
+
+        def postcondition(self, factors: Factors, updates: PairTensors, rates: LearningRates) -> PairTensors:
+            return updates.map(lambda update: update / 2)
+
+    layers = [lora_linear(200, 100, 4, scaling=scaling) for scaling in (1.5, 1.0)]
+    model = nn.ModuleList(layers)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = copy.deepcopy(model)
+    SDSPreconditioner(SGD(model.parameters(), lr=1.0), model, Half()).step()
+    for moved, (one, other) in zip((0.0, 0.5), zip(before, model, strict=True), strict=True):
+        for old, new in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(old - new, torch.full_like(old, moved))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda g: None, "returned NoneType for its gradients, not PairTensors"),
+        (lambda g: (g.A, g.B), "returned tuple"),
+        (lambda g: PairTensors(g.A[0], g.B), r"shape \(4, 10\) for factor A, not \(1, 4, 10\)"),
+        (lambda g: PairTensors(g.B, g.A), "for factor A"),
+        (lambda g: PairTensors(g.A, torch.zeros(1, 12, 4)), "for factor B, not None"),
+    ],
+)
+def test_what_a_correction_returns_is_checked(returned: Callable[[PairTensors], Any], message: str) -> None:
+    class Wrong(Correction):
+        def precondition(self, factors: Factors, gradients: PairTensors) -> PairTensors:
+            return returned(gradients)
+
+        def __repr__(self) -> str:
+            return "Wrong()"
+
+    layer = lora_linear(12, 10, 4)
+    layer.backward_from(torch.ones(12, 10))
+    if "not None" in message:
+        layer.B.grad = None
+    optimizer = SDSPreconditioner(AdamW(layer.parameters(), lr=0.1), layer, Wrong())
+    snapshot = Snapshot(layer, optimizer)
+    with pytest.raises(InvalidCorrectionError, match=rf"^Wrong\(\) returned .*{message.removeprefix('returned ')}"):
+        optimizer.step()
+    snapshot.assert_unchanged()
+
+
+def test_gradients_of_another_dtype_than_their_parameters() -> None:
+    layer = lora_linear(20, 10, 4).to(torch.bfloat16)
+    exact = copy.deepcopy(layer).float()
+    for parameter, other in zip(layer.parameters(), exact.parameters(), strict=True):
+        parameter.grad_dtype = torch.float32  # pyright: ignore[reportAttributeAccessIssue]
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        other.grad = parameter.grad.clone()
+    seen: list[list[torch.Tensor]] = []
+    for model in (layer, exact):
+        optimizer = SDSPreconditioner(Seeing(model.parameters(), lr=0.1), model)
+        optimizer.step()
+        seen.append(optimizer.inner.seen)  # pyright: ignore[reportAttributeAccessIssue]
+    for one, other in zip(*seen, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+class Seeing(SGD):
+    """Keeps what gradients it is given."""
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+        super().step()

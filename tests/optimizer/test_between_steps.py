@@ -213,7 +213,11 @@ def test_groups_added_later_and_groups_of_their_own() -> None:
     model = Network()
     inner = AdamW([{"params": [model.first.A, model.second.A]}], lr=0.01)
     optimizer = wrapped(model, {"correction": "altlora"}, inner)
+    model.requires_grad_(False)
+    for factor in (model.first.A, model.second.A):
+        factor.requires_grad_()
     train(model, optimizer, 1)
+    model.requires_grad_()
     optimizer.add_param_group({"params": [model.first.B, model.second.B], "lr": 0.05})
     train(model, optimizer, 1, first=1)
     assert [group[COUNT] for group in optimizer.param_groups] == [2, 2]
@@ -355,3 +359,20 @@ def test_the_constructors_hand_the_wrappers_options_on(cls: Any, options: dict[s
     train(model, cls(model.parameters(), lr=0.01, **options, **between), 4)
     train(other, SDSPreconditioner(inner(other.parameters()), other, **between), 4)
     assert_same(model, other)
+
+
+def test_moments_cannot_follow_factors_that_two_optimizers_train() -> None:
+    model = Network()
+    halves = [[p for name, p in model.named_parameters() if letter in name] for letter in ("lora_A", "lora_B")]
+    before = copy.deepcopy(model)
+    for half in halves:
+        optimizer = SDSPreconditioner(AdamW(half, lr=0.01), model, transport="moments")
+        model.loss().backward()
+        with pytest.raises(UnsupportedCorrectionError, match="another one the other"):
+            optimizer.step()
+    assert_same(model, before)
+    for parameter in halves[1]:
+        parameter.requires_grad_(False)  # a frozen partner moves nowhere
+    optimizer = SDSPreconditioner(AdamW(halves[0], lr=0.01), model, transport="moments")
+    optimizer.step()
+    assert differs(model, before)

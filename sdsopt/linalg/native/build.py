@@ -41,17 +41,17 @@ def _compile(compiler: str, library: Path) -> None:
         # Under a name of its own, so that another process never loads a half-written file.
         descriptor, name = tempfile.mkstemp(suffix=".so", dir=library.parent)
         os.close(descriptor)
-        run = subprocess.run(
-            [*compiler.split(), *_FLAGS, *optional, str(_SOURCE), "-o", name],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if run.returncode == 0:
-            Path(name).replace(library)
-            return
-        Path(name).unlink()
-        message = run.stderr.strip()
+        command = [*compiler.split(), *_FLAGS, *optional, str(_SOURCE), "-o", name]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode == 0:
+                Path(name).replace(library)
+                return
+            message = run.stderr.strip()
+        except OSError as error:  # there is no such compiler, or it is no program
+            message = str(error)
+        finally:
+            Path(name).unlink(missing_ok=True)
     raise NativeBuildError(f"{compiler} could not compile sdsopt's products: {message[-500:]}")
 
 

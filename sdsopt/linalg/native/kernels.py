@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from math import prod
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def use_native_products(enabled: bool = True) -> None:
 
 def kernels_for(tensor: Tensor) -> Kernels | None:
     """Returns the kernels, where they are in use and take such a tensor."""
-    if _active is None or torch.compiler.is_compiling():
+    # Autograd sees nothing of what is compiled.
+    if _active is None or torch.compiler.is_compiling() or (torch.is_grad_enabled() and tensor.requires_grad):
         return None
     plain = type(tensor) in (Tensor, Parameter) and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
     return _active if plain and (tensor.is_contiguous() or tensor.mT.is_contiguous()) else None
@@ -83,6 +85,8 @@ class Kernels:
             return None
         if matrix.dtype != torch.float64 or not matrix.is_contiguous() or matrix.shape[:-2] != tensor.shape[:-2]:
             return None
+        if torch.is_grad_enabled() and matrix.requires_grad:
+            return None
         out = torch.empty_like(tensor)
         shape = _describe(tensor, rank_dim)
         pointers = matrix.data_ptr(), transposed, out.data_ptr()
@@ -97,5 +101,5 @@ class Kernels:
 def _describe(factor: Tensor, rank_dim: int) -> tuple[int, int, int, bool]:
     """Blocks, length, rank, and whether the long dimension is the contiguous one."""
     length, rank = factor.shape[-3 - rank_dim], factor.shape[rank_dim]
-    blocks = factor.numel() // max(length * rank, 1)
+    blocks = prod(factor.shape[:-2])
     return blocks, length, rank, (rank_dim == -1) != factor.is_contiguous()

@@ -136,7 +136,7 @@ static inline long least(long a, long b) { return a < b ? a : b; }
 /* X^T X of `blocks` factors, one after the other in memory, into out (blocks, r, r). Returns 0, or 1 without memory. */
 int sdsopt_gram(const void *x, long blocks, long d, long r, int wide, int half, double *out, int threads) {
   long width = up(r, LANES), pieces = (d + ROWS - 1) / ROWS, tiles = width / TILE;
-  if (d * r * blocks < MIN_WORK || pieces < threads) threads = 1;
+  threads = d * r * blocks < MIN_WORK ? 1 : least(threads, pieces);
   size_t vectors = wide ? tiles * (tiles + 1) / 2 * TILE * TILE * LANES : 0;
   size_t each = width * width + vectors + width * PITCH;
   double *work = aligned_alloc(ALIGNMENT, threads * each * sizeof(double));
@@ -225,7 +225,7 @@ static inline void multiply_wide(const float *x, long from, long to, long d, lon
 int sdsopt_multiply(const float *x, long blocks, long d, long r, int wide, const double *matrices, int transposed,
                     float *y, int threads) {
   long width = up(r, LANES), pieces = (d + ROWS - 1) / ROWS;
-  if (d * r * blocks < MIN_WORK || pieces < threads) threads = 1;
+  threads = d * r * blocks < MIN_WORK ? 1 : least(threads, pieces);
   double *work = aligned_alloc(ALIGNMENT, (width * width + threads * width * PITCH) * sizeof(double));
   if (!work) return 1;
   for (long block = 0; block < blocks; block++) {
