@@ -1,8 +1,8 @@
 """Fills the pages' code blocks in from the examples: `python docs/make_snippets.py`.
 
 A page holds the code itself, so that it can be read anywhere. Where a comment `<!-- examples/NAME.py:PART -->` stands
-above a block, the block is what NAME.py has between `# docs: PART` and `# docs: end`, with the
-imports that it needs.
+above a block, the block is what NAME.py has between `# docs: PART` and `# docs: end`, with the imports
+that it needs.
 """
 
 from __future__ import annotations
