@@ -117,6 +117,8 @@ def attach(
     engine = _engine_on(pairs, recipe) or BackwardEngine(pairs, recipe)
     engine.add_pairs(pairs)
     engine.add_hooks()
+    if isinstance(model, nn.Module):
+        engine.look_in(model)
     return Handle(engine)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
@@ -21,7 +21,7 @@ from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.zero3 import ForwardReader, is_partitioned
 from sdsopt.errors import PairShapeError, StaleParametersError, UnsupportedCorrectionError
 from sdsopt.linalg import limited_workspace, without_autocast
-from sdsopt.pairs import LoRAPair, Note, read_note
+from sdsopt.pairs import LoRAPair, Note, find_pairs, read_note
 from sdsopt.sharding import is_distributed
 
 _ENGINE = "_sdsopt_backward"  # a note on layers
@@ -75,6 +75,9 @@ class BackwardEngine:
         self._pass = -1
         self._lock = threading.RLock()  # backward runs one thread for each device
         self._removers: list[Callable[[], None]] = []
+        # Weak, since the layers keep the engine, and torch keeps what hooks hold.
+        self._models = weakref.WeakSet[nn.Module]()
+        self._seen = weakref.WeakValueDictionary[int, Parameter]()  # have stepped, with a hook or with no need of one
         self._add_step_hook()
 
     @property
@@ -106,6 +109,11 @@ class BackwardEngine:
         """Takes over the pairs that are at addresses not known yet."""
         known = {pair.address for pair in self.pairs}
         self.pairs += tuple(pair for pair in pairs if pair.address not in known)
+
+    def look_in(self, model: nn.Module) -> None:
+        """Before each optimizer's step, looks in the model for factors that are new, and refuses to leave them raw."""
+        self._models.add(model)
+        self._seen.clear()
 
     def remove_hooks(self) -> None:
         """Takes all hooks off again; does nothing the second time."""
@@ -184,22 +192,28 @@ class BackwardEngine:
 
     def _before_step(self, optimizer: Optimizer) -> None:
         self.forget()
-        missed = [
-            (pair, side, parameter)
-            for pair, A, B in self._live()
-            for side, parameter in (("A", A), ("B", B))
-            if parameter.grad is not None and not is_hooked(parameter)
-        ]
-        if not missed:
-            return
-        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for pair, side, parameter in missed:
-            if id(parameter) in owned:
-                raise StaleParametersError(
-                    f"the gradient of factor {side} of {pair.name} was not corrected: the parameter was replaced or "
-                    "made trainable after attach(model). Call attach(model) again, once the model is as it shall be "
-                    "trained."
-                )
+        # Only what is new: to look through a model takes longer than many a step.
+        new = {
+            id(parameter): parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and self._seen.get(id(parameter)) is not parameter
+        }
+        if not all(map(is_hooked, new.values())):
+            self._require_hooked(new)
+        self._seen.update(new)
+
+    def _require_hooked(self, parameters: Mapping[int, Parameter]) -> None:
+        """Refuses factors without a hook, those of adapters that were added since included."""
+        found = [pair for model in self._models for pair in find_pairs(model, include_frozen=True)]
+        for pair, A, B in (*self._live(), *((pair, pair.A, pair.B) for pair in found)):
+            for side, factor in (("A", A), ("B", B)):
+                if id(factor) in parameters and not is_hooked(factor):
+                    raise StaleParametersError(
+                        f"the gradient of factor {side} of {pair.name} was not corrected: the parameter was added, "
+                        "replaced or made trainable after attach(model). Call attach(model) again, once the model is "
+                        "as it shall be trained."
+                    )
 
 
 def _require_plain(pair: LoRAPair) -> None:

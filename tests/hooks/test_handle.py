@@ -153,6 +153,69 @@ def test_an_adapter_made_trainable_later_is_not_trained_uncorrected() -> None:
     handle.remove()
 
 
+def with_second_adapter(*, first_steps: int = 1) -> tuple[Any, Any, SGD]:
+    """An attached model that has trained, then got an adapter, and an optimizer that has got it too."""
+    model, batch = MODELS["llama"]()
+    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    attach(model)
+    for _ in range(first_steps):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.set_adapter("second")
+    optimizer.add_param_group({"params": [p for p in model.parameters() if p.requires_grad]})
+    return model, batch, optimizer
+
+
+@pytest.mark.parametrize("first_steps", [0, 1])
+def test_an_adapter_added_later_is_not_trained_uncorrected(first_steps: int) -> None:
+    model, batch, optimizer = with_second_adapter(first_steps=first_steps)
+    model(**batch).loss.backward()
+    before = copy.deepcopy(model)
+    for _ in range(2):  # not only the first time
+        with pytest.raises(StaleParametersError, match=r"second\] was not corrected: the parameter was added,"):
+            optimizer.step()
+    assert_same(model, before)
+    optimizer.zero_grad()
+    handle = attach(model)
+    model(**batch).loss.backward()
+    optimizer.step()
+    handle.remove()
+    model(**batch).loss.backward()
+    optimizer.step()  # nobody asks for a correction any more
+
+
+def test_a_model_is_looked_through_for_new_parameters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[nn.Module] = []
+
+    def counting(model: nn.Module, *, include_frozen: bool) -> Any:
+        looks.append(model)
+        return find_pairs(model, include_frozen=include_frozen)
+
+    monkeypatch.setattr("sdsopt.engine.backward.find_pairs", counting)
+    model = Network()
+    factors = SGD([*model.first.parameters(), *model.second.parameters()], lr=0.1)
+    head = SGD(model.head.parameters(), lr=0.1)
+    attach(model)
+    for _ in range(3):
+        model.loss().backward()
+        factors.step()
+    assert not looks
+    for _ in range(3):
+        head.step()
+    assert looks == [model]
+
+
+def test_pairs_given_by_hand_stay_the_only_ones() -> None:
+    """Nothing is known of a model then, and other pairs may be left raw on purpose."""
+    model = Network()
+    attach(find_pairs(model)[:1])
+    model.loss().backward()
+    SGD(model.parameters(), lr=0.1).step()
+    assert attach(model).num_factors == 4
+
+
 def test_replaced_parameters_are_noticed() -> None:
     model = Network()
     attach(model)
