@@ -21,10 +21,13 @@ from sdsopt.errors import NoPairsError, StaleParametersError
 from sdsopt.inner import require_mappable, require_usable
 from sdsopt.linalg import InverseRoot
 from sdsopt.moments import moments_of, require_known_moments, require_moments
+from sdsopt.options import require_number
 from sdsopt.pairs import LoRAPair, find_pairs, require_pairs
 from sdsopt.weight_decay import decoupled_decay
 
 _T = TypeVar("_T")
+
+_GRAD_NORM = "a positive number, or None for no clipping"
 
 
 def _with_instance_hooks(step: Callable[..., _T]) -> Callable[..., _T]:
@@ -93,6 +96,8 @@ class SDSPreconditioner(Optimizer):
         NoPairsError: The model has no LoRA pair, or the optimizer owns none of their parameters, or all that it owns
             are frozen.
         PairShapeError: Two factors of a pair do not fit together.
+        TypeError: An option is of another type, such as text or a float where an integer is needed; or `model` is
+            neither a module nor a collection of pairs.
         UnknownCorrectionError: No correction has that name.
         UnsupportedCorrectionError: `transport` or `rebalance_every` with a correction or a pair that has no bases to
             follow.
@@ -124,8 +129,10 @@ class SDSPreconditioner(Optimizer):
         max_workspace_bytes: int | None = None,
     ) -> None:
         require_usable(optimizer)
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
+        if max_grad_norm is not None:
+            require_number("max_grad_norm", max_grad_norm, _GRAD_NORM)
+            if not max_grad_norm > 0:
+                raise ValueError(f"max_grad_norm must be {_GRAD_NORM}, got {max_grad_norm}")
         recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every, max_workspace_bytes)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
         require_mappable(optimizer, recipe.correction, optimizer.param_groups)

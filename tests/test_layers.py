@@ -17,6 +17,7 @@ PACKAGE = Path(sdsopt.__file__).parent
 ORDER = [
     "printable",
     "errors",
+    "options",
     "extras",
     "_version",
     "linalg",

@@ -147,7 +147,7 @@ def test_what_happens_between_steps_happens_in_a_trainer(option: dict[str, Any],
 
 def test_a_bound_on_memory_reaches_the_optimizer() -> None:
     model, _ = MODELS["llama"]()
-    with pytest.raises(ValueError, match="max_workspace_bytes must be positive"):
+    with pytest.raises(ValueError, match="max_workspace_bytes must be a positive integer"):
         SDSOptimizerFactory()(model, lr=1e-3, max_workspace_bytes=0)
 
 
