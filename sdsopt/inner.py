@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from torch.optim import ASGD, Optimizer
 
 from sdsopt.corrections import Correction
@@ -67,10 +68,7 @@ def require_usable(optimizer: Optimizer) -> None:
             "here and the other elsewhere. Wrap that one instead: SDSPreconditioner(ZeroRedundancyOptimizer(…), model)"
         )
     if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UnsupportedOptimizerError(
-            f"expected a torch.optim.Optimizer instance as first argument, got {optimizer!r}; "
-            "build the optimizer first: SDSPreconditioner(torch.optim.AdamW(params, lr=2e-4), model)"
-        )
+        raise UnsupportedOptimizerError(_no_optimizer(optimizer))
     for each in nested(optimizer):
         if reason := next((_REFUSED[name] for name in _names(each) if name in _REFUSED), None) or _needs_more(each):
             raise UnsupportedOptimizerError(f"{type(each).__name__} {reason}")
@@ -79,6 +77,19 @@ def require_usable(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} has no param_groups, which every torch.optim.Optimizer must have; "
             "wrap the optimizer that is inside it"
         )
+
+
+def _no_optimizer(given: object) -> str:
+    if isinstance(given, type):
+        what = f"the class {given.__name__} itself; build the optimizer first"
+    elif isinstance(given, nn.Module):
+        what = f"the model, a {type(given).__name__}: the two arguments are swapped"
+    else:
+        what = f"{type(given).__name__}; build the optimizer first"
+    return (
+        f"expected a torch.optim.Optimizer instance as first argument, got {what}: "
+        "SDSPreconditioner(torch.optim.AdamW(params, lr=2e-4), model)"
+    )
 
 
 def require_mappable(optimizer: Optimizer, correction: Correction, groups: Sequence[dict[str, Any]]) -> None:

@@ -62,10 +62,7 @@ def find_pairs(model: nn.Module, *, include_frozen: bool = False) -> PairList:
         TypeError: `model` is not a module.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"find_pairs needs the torch.nn.Module that holds the LoRA layers (such as a PeftModel), not "
-            f"{type(model).__name__}. Pass the model itself, not its parameters or its state dict."
-        )
+        raise TypeError(_no_model(type(model).__name__))
     pairs: list[LoRAPair] = []
     skipped: list[Skipped] = []
     for item in _inspect(model):
@@ -94,13 +91,22 @@ def require_pairs(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
                 "Add an adapter first (peft.get_peft_model), and pass the model that holds it."
             )
         return list(found)
+    if not isinstance(model, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(_no_model(type(model).__name__))
     pairs = list(model)
     strangers = [pair for pair in pairs if not isinstance(pair, LoRAPair)]  # pyright: ignore[reportUnnecessaryIsInstance]
     if strangers:
-        raise TypeError(f"model must be an nn.Module or an iterable of LoRAPair; it yielded {type(strangers[0])}")
+        raise TypeError(_no_model(f"{type(model).__name__} of {type(strangers[0]).__name__}"))
     if not pairs:
         raise NoPairsError("an empty collection of LoRA pairs was given; there is nothing to correct")
     return list({pair.address: pair for pair in pairs}.values())  # each once: a step must not be mapped twice
+
+
+def _no_model(given: str) -> str:
+    return (
+        f"model must be the torch.nn.Module that holds the LoRA layers (such as a PeftModel), or the LoRAPairs of one, "
+        f"not {given}. Pass the model itself, not its parameters or its state dict."
+    )
 
 
 def _inspect(model: nn.Module) -> Iterator[LoRAPair | Skipped]:
