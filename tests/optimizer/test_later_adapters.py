@@ -101,7 +101,7 @@ def test_adapters_that_were_there_stay_the_ones_that_are_known() -> None:
     model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
     optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
     pairs = optimizer.pairs
-    optimizer.add_param_group({"params": [Parameter(torch.ones(2))]})
+    optimizer.add_param_group({"params": Parameter(torch.ones(2))})
     assert optimizer.pairs == pairs
 
 
@@ -183,6 +183,19 @@ def test_an_optimizer_of_frozen_adapters_alone() -> None:
         SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
     model.second.B.requires_grad_(True)
     assert len(SDSPreconditioner(SGD(model.parameters(), lr=0.1), model).pairs) == 2
+
+
+def test_an_adapter_may_be_frozen_after_wrapping_and_wake_up() -> None:
+    model, reference = Network(), Network()
+    optimizer = by_model(model)
+    layers = nn.ModuleList([model.first, model.second])
+    layers.requires_grad_(False)
+    train(model, optimizer)
+    assert_same(model, reference)
+    layers.requires_grad_(True)
+    train(model, optimizer)
+    train(reference, by_model(reference))
+    assert_same(model, reference)
 
 
 def test_repr_says_how_many_pairs_are_corrected() -> None:
