@@ -46,7 +46,7 @@ _REFUSED = {
     "CPUOffloadOptimizer": _IN_BACKWARD,
 }
 
-_ZERO = "ZeroRedundancyOptimizer"  # torch's
+_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # the module of torch's ZeroRedundancyOptimizer
 
 # Besides following the gradients, these draw the weights towards a stored copy, an average or a norm, or keep an
 # average of what they took the weights to be. torch's ASGD is one more; pytorch_optimizer's is another method.
@@ -64,8 +64,9 @@ def require_usable(optimizer: Optimizer) -> None:
     """
     if built_by(_ZERO):
         raise UnsupportedOptimizerError(
-            f"{_ZERO} gives the optimizer that it builds a share of the parameters, so one factor of a pair may be "
-            "here and the other elsewhere. Wrap that one instead: SDSPreconditioner(ZeroRedundancyOptimizer(…), model)"
+            "ZeroRedundancyOptimizer gives the optimizer that it builds a share of the parameters, so one factor of a "
+            "pair may be here and the other elsewhere. Wrap that one instead: "
+            "SDSPreconditioner(ZeroRedundancyOptimizer(…), model)"
         )
     if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UnsupportedOptimizerError(_no_optimizer(optimizer))

@@ -18,6 +18,7 @@ ORDER = [
     "printable",
     "errors",
     "options",
+    "every_step",
     "extras",
     "_version",
     "linalg",

@@ -6,12 +6,11 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim import Optimizer
 
 from sdsopt.corrections import PairTensors
 from sdsopt.engine.batch import Batch
@@ -20,6 +19,7 @@ from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.zero3 import ForwardReader, is_partitioned
 from sdsopt.errors import PairShapeError, StaleParametersError, UnsupportedCorrectionError
+from sdsopt.every_step import BEFORE_STEP
 from sdsopt.linalg import limited_workspace, without_autocast
 from sdsopt.pairs import LoRAPair, Note, find_pairs, read_note
 from sdsopt.sharding import is_distributed
@@ -74,11 +74,10 @@ class BackwardEngine:
         self._versions: list[tuple[int, int]] = []
         self._pass = -1
         self._lock = threading.RLock()  # backward runs one thread for each device
-        self._removers: list[Callable[[], None]] = []
-        # Weak, since the layers keep the engine, and torch keeps what hooks hold.
+        self._removers = [BEFORE_STEP.add(self._before_step)]
+        # Weak: an attached model and its parameters shall not live on in here.
         self._models = weakref.WeakSet[nn.Module]()
         self._seen = weakref.WeakValueDictionary[int, Parameter]()  # have stepped, with a hook or with no need of one
-        self._add_step_hook()
 
     @property
     def num_factors(self) -> int:
@@ -176,19 +175,6 @@ class BackwardEngine:
         diagonals = [E for pair, _, _ in self._live() if (E := pair.E) is not None]
         factors = [factor for _, *both in self._live() for factor in both]
         return [(id(parameter), parameter._version) for parameter in (*factors, *diagonals)]
-
-    def _add_step_hook(self) -> None:
-        # Weak, since torch keeps hooks for all optimizers for ever.
-        this = weakref.ref(self)
-
-        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            del args, kwargs
-            if (engine := this()) is not None:
-                engine._before_step(optimizer)
-
-        handle = register_optimizer_step_pre_hook(before_step)
-        self._removers.append(handle.remove)
-        weakref.finalize(self, handle.remove)
 
     def _before_step(self, optimizer: Optimizer) -> None:
         self.forget()

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import peft
@@ -13,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
+from torch.optim.optimizer import register_optimizer_step_post_hook as after_steps
+from torch.optim.optimizer import register_optimizer_step_pre_hook as before_steps
 
 from sdsopt import Correction, Factors, GramPower, KeepNorm, PairTensors, SDSPreconditioner, attach, find_pairs
 from sdsopt.errors import DoubleCorrectionError, NoPairsError, StaleParametersError, UnsupportedCorrectionError
@@ -245,6 +248,38 @@ def test_a_forgotten_handle_keeps_no_model_alive() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_wrapped_model_is_freed_while_the_caller_still_runs() -> None:
+    model = Network()
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    gone = weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("register", [before_steps, after_steps])
+def test_garbage_collected_in_the_middle_of_a_step(register: Callable[..., Any]) -> None:
+    """torch goes through the hooks for all optimizers then."""
+
+    def collect(*_: Any) -> None:
+        gc.collect()
+
+    model = Network()
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    attach(model)
+    model.cycle = [optimizer]
+    gone = weakref.ref(model)
+    gc.collect()
+    del model, optimizer
+    handles = [register(collect) for _ in range(2)]  # one goes on after the other
+    try:
+        SGD([nn.Parameter(torch.ones(1))], lr=0.1).step()
+        assert gone() is None
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def test_a_failed_backward_leaves_no_stale_roots() -> None:
