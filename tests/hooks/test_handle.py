@@ -269,10 +269,11 @@ def test_garbage_collected_in_the_middle_of_a_step(register: Callable[..., Any])
     model = Network()
     optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
     attach(model)
-    model.cycle = [optimizer]
-    gone = weakref.ref(model)
+    model.first.cycle = [optimizer]
+    gone = weakref.ref(model.first)
     gc.collect()
     del model, optimizer
+    assert gone() is not None
     handles = [register(collect) for _ in range(2)]  # one goes on after the other
     try:
         SGD([nn.Parameter(torch.ones(1))], lr=0.1).step()
