@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim import Optimizer
 
 from sdsopt.errors import UnsupportedOptimizerError
+from sdsopt.every_step import AFTER_STEP
 
 
 class BypassWatch:
@@ -24,21 +24,17 @@ class BypassWatch:
 
     def __init__(self, wrapper: Optimizer, inner: Optimizer) -> None:
         self.has_stepped = False
-        # Weak, since torch keeps hooks for all optimizers for ever.
-        watch, known = weakref.ref(self), (weakref.ref(wrapper), weakref.ref(inner))
+        self._wrapper, self._inner = weakref.ref(wrapper), weakref.ref(inner)
+        AFTER_STEP.add(self._after_step)
 
-        def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            del args, kwargs
-            this, of = watch(), known[0]()
-            if this is None or of is None or this.has_stepped or any(optimizer is one() for one in known):
-                return
-            own = {id(group) for group in of.param_groups}
-            if any(id(group) in own for group in optimizer.param_groups):
-                raise UnsupportedOptimizerError(
-                    f"{type(optimizer).__name__} took over the param groups of {type(of).__name__} and has stepped "
-                    "without it, on uncorrected gradients. DeepSpeed does so with offload_optimizer. Leave the "
-                    "optimizer bare there, and call sdsopt.attach(model) after deepspeed.initialize (or "
-                    "accelerator.prepare)."
-                )
-
-        weakref.finalize(self, register_optimizer_step_post_hook(after_step).remove)
+    def _after_step(self, optimizer: Optimizer) -> None:
+        wrapper = self._wrapper()
+        if wrapper is None or self.has_stepped or optimizer is wrapper or optimizer is self._inner():
+            return
+        own = {id(group) for group in wrapper.param_groups}
+        if any(id(group) in own for group in optimizer.param_groups):
+            raise UnsupportedOptimizerError(
+                f"{type(optimizer).__name__} took over the param groups of {type(wrapper).__name__} and has stepped "
+                "without it, on uncorrected gradients. DeepSpeed does so with offload_optimizer. Leave the optimizer "
+                "bare there, and call sdsopt.attach(model) after deepspeed.initialize (or accelerator.prepare)."
+            )

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW
 
 from sdsopt.corrections import Correction
+from sdsopt.errors import NoPairsError
 from sdsopt.linalg import InverseRoot
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import LoRAPair, linked_pairs
@@ -16,7 +17,17 @@ from sdsopt.pairs import LoRAPair, linked_pairs
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class SDSAdamW(SDSPreconditioner):
+class _Linked(SDSPreconditioner):
+    """A wrapper whose model is known from its parameters."""
+
+    def _present_pairs(self, param_groups: list[dict[str, Any]]) -> Iterable[LoRAPair]:
+        try:
+            return _pairs_of(param_groups)
+        except NoPairsError:  # copies of parameters are linked to nothing
+            return []
+
+
+class SDSAdamW(_Linked):
     """`torch.optim.AdamW` on corrected gradients, for trainers that build the optimizer by its class.
 
     The pairs are found from the parameters, so `sdsopt.link(model)` must have been called before. For any other
@@ -67,7 +78,7 @@ class SDSAdamW(SDSPreconditioner):
         inner = AdamW(params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, fused=fused)
         super().__init__(
             inner,
-            _pairs_of(inner),
+            _pairs_of(inner.param_groups),
             correction,
             damping=damping,
             inverse_root=inverse_root,
@@ -79,7 +90,7 @@ class SDSAdamW(SDSPreconditioner):
         )
 
 
-class SDSSGD(SDSPreconditioner):
+class SDSSGD(_Linked):
     """`torch.optim.SGD` on corrected gradients, for trainers that build the optimizer by its class.
 
     The pairs are found from the parameters, so `sdsopt.link(model)` must have been called before.
@@ -129,7 +140,7 @@ class SDSSGD(SDSPreconditioner):
         inner = SGD(params, lr, momentum, dampening, weight_decay, nesterov, foreach=foreach, fused=fused)
         super().__init__(
             inner,
-            _pairs_of(inner),
+            _pairs_of(inner.param_groups),
             correction,
             damping=damping,
             inverse_root=inverse_root,
@@ -141,5 +152,5 @@ class SDSSGD(SDSPreconditioner):
         )
 
 
-def _pairs_of(optimizer: Optimizer) -> list[LoRAPair]:
-    return linked_pairs(parameter for group in optimizer.param_groups for parameter in group["params"])
+def _pairs_of(param_groups: list[dict[str, Any]]) -> list[LoRAPair]:
+    return linked_pairs(parameter for group in param_groups for parameter in group["params"])

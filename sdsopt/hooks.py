@@ -100,6 +100,7 @@ def attach(
         NoPairsError: The model has no LoRA pair, or none is trainable.
         PairShapeError: Two factors of a pair do not fit together, or are sharded.
         DoubleCorrectionError: Hooks with other options are on the model already.
+        TypeError: An option is of another type, or `model` is neither a module nor a collection of pairs.
         UnknownCorrectionError: No correction has that name.
         UnsupportedCorrectionError: The correction needs the optimizer's update or more than one gradient at a time,
             or keeps a factor from stepping; or DeepSpeed ZeRO-3 keeps the factors in parts, and it needs whole ones.
@@ -117,6 +118,8 @@ def attach(
     engine = _engine_on(pairs, recipe) or BackwardEngine(pairs, recipe)
     engine.add_pairs(pairs)
     engine.add_hooks()
+    if isinstance(model, nn.Module):
+        engine.look_in(model)
     return Handle(engine)
 
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from torch.optim import ASGD, Optimizer
 
 from sdsopt.corrections import Correction
@@ -45,7 +46,7 @@ _REFUSED = {
     "CPUOffloadOptimizer": _IN_BACKWARD,
 }
 
-_ZERO = "ZeroRedundancyOptimizer"  # torch's
+_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"  # the module of torch's ZeroRedundancyOptimizer
 
 # Besides following the gradients, these draw the weights towards a stored copy, an average or a norm, or keep an
 # average of what they took the weights to be. torch's ASGD is one more; pytorch_optimizer's is another method.
@@ -63,14 +64,12 @@ def require_usable(optimizer: Optimizer) -> None:
     """
     if built_by(_ZERO):
         raise UnsupportedOptimizerError(
-            f"{_ZERO} gives the optimizer that it builds a share of the parameters, so one factor of a pair may be "
-            "here and the other elsewhere. Wrap that one instead: SDSPreconditioner(ZeroRedundancyOptimizer(…), model)"
+            "ZeroRedundancyOptimizer gives the optimizer that it builds a share of the parameters, so one factor of a "
+            "pair may be here and the other elsewhere. Wrap that one instead: "
+            "SDSPreconditioner(ZeroRedundancyOptimizer(…), model)"
         )
     if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UnsupportedOptimizerError(
-            f"expected a torch.optim.Optimizer instance as first argument, got {optimizer!r}; "
-            "build the optimizer first: SDSPreconditioner(torch.optim.AdamW(params, lr=2e-4), model)"
-        )
+        raise UnsupportedOptimizerError(_no_optimizer(optimizer))
     for each in nested(optimizer):
         if reason := next((_REFUSED[name] for name in _names(each) if name in _REFUSED), None) or _needs_more(each):
             raise UnsupportedOptimizerError(f"{type(each).__name__} {reason}")
@@ -79,6 +78,19 @@ def require_usable(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} has no param_groups, which every torch.optim.Optimizer must have; "
             "wrap the optimizer that is inside it"
         )
+
+
+def _no_optimizer(given: object) -> str:
+    if isinstance(given, type):
+        what = f"the class {given.__name__} itself; build the optimizer first"
+    elif isinstance(given, nn.Module):
+        what = f"the model, a {type(given).__name__}: the two arguments are swapped"
+    else:
+        what = f"{type(given).__name__}; build the optimizer first"
+    return (
+        f"expected a torch.optim.Optimizer instance as first argument, got {what}: "
+        "SDSPreconditioner(torch.optim.AdamW(params, lr=2e-4), model)"
+    )
 
 
 def require_mappable(optimizer: Optimizer, correction: Correction, groups: Sequence[dict[str, Any]]) -> None:

@@ -17,10 +17,11 @@ def nested(optimizer: Optimizer) -> list[Optimizer]:
     return [optimizer] if inside is None else [optimizer, *nested(inside)]
 
 
-def built_by(class_name: str) -> bool:
-    """Tells whether the code that runs was called by a method of a class of this name."""
+def built_by(module_name: str) -> bool:
+    """Tells whether the code that runs was called from within the module of this name."""
     frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
+    # Not by f_locals: Python 3.11 keeps what it returns, and so the caller's models, for as long as the caller runs.
     while (frame := frame.f_back) is not None:
-        if type(frame.f_locals.get("self")).__name__ == class_name:
+        if frame.f_globals.get("__name__") == module_name:
             return True
     return False

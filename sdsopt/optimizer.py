@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.profiler import record_function
 
@@ -17,14 +18,17 @@ from sdsopt.bypass import BypassWatch
 from sdsopt.corrections import Correction, make_correction
 from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
 from sdsopt.engine.between_steps import steps_taken
-from sdsopt.errors import NoPairsError
+from sdsopt.errors import NoPairsError, StaleParametersError
 from sdsopt.inner import require_mappable, require_usable
 from sdsopt.linalg import InverseRoot
 from sdsopt.moments import moments_of, require_known_moments, require_moments
-from sdsopt.pairs import LoRAPair, require_pairs
+from sdsopt.options import require_number
+from sdsopt.pairs import LoRAPair, find_pairs, require_pairs
 from sdsopt.weight_decay import decoupled_decay
 
 _T = TypeVar("_T")
+
+_GRAD_NORM = "a positive number, or None for no clipping"
 
 
 def _with_instance_hooks(step: Callable[..., _T]) -> Callable[..., _T]:
@@ -90,8 +94,11 @@ class SDSPreconditioner(Optimizer):
 
     Raises:
         DoubleCorrectionError: `sdsopt.attach` corrects the model's gradients already.
-        NoPairsError: The model has no LoRA pair, or the optimizer owns none of their parameters.
+        NoPairsError: The model has no LoRA pair, or the optimizer owns none of their parameters, or all that it owns
+            are frozen.
         PairShapeError: Two factors of a pair do not fit together.
+        TypeError: An option is of another type, such as text or a float where an integer is needed; or `model` is
+            neither a module nor a collection of pairs.
         UnknownCorrectionError: No correction has that name.
         UnsupportedCorrectionError: `transport` or `rebalance_every` with a correction or a pair that has no bases to
             follow.
@@ -123,8 +130,10 @@ class SDSPreconditioner(Optimizer):
         max_workspace_bytes: int | None = None,
     ) -> None:
         require_usable(optimizer)
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be positive, or None for no clipping, got {max_grad_norm}")
+        if max_grad_norm is not None:
+            require_number("max_grad_norm", max_grad_norm, _GRAD_NORM)
+            if not max_grad_norm > 0:
+                raise ValueError(f"max_grad_norm must be {_GRAD_NORM}, got {max_grad_norm}")
         recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every, max_workspace_bytes)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
         require_mappable(optimizer, recipe.correction, optimizer.param_groups)
@@ -132,13 +141,19 @@ class SDSPreconditioner(Optimizer):
             require_known_moments(optimizer)
         if transport is not None:
             require_moments(optimizer)
-        if not engine.owned_pairs(optimizer.param_groups):
+        owned = engine.owned_pairs(optimizer.param_groups)
+        if not owned:
             raise NoPairsError(_owns_none(optimizer, engine))
+        if not any(pair.trainable for pair in owned):
+            raise NoPairsError(_all_frozen(owned))
         self._adopt(optimizer, engine)
+        if isinstance(model, nn.Module):
+            self._model = weakref.ref(model)
 
     def _adopt(self, inner: Optimizer, engine: StepEngine) -> None:
         self._inner = inner
         self._engine = engine
+        self._model: weakref.ref[nn.Module] | None = None
         self._warned_no_gradient = False
         self._watch = BypassWatch(self, inner)
         # Not `super().__init__`, which would give the wrapper groups and state of its own: this sets the hooks alone.
@@ -242,9 +257,38 @@ class SDSPreconditioner(Optimizer):
         self._inner.defaults = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to the inner optimizer."""
+        """Adds a group to the inner optimizer, and takes in the pairs that came into the model meanwhile.
+
+        These are looked for in the model that the wrapper was built with (with `SDSAdamW` and `SDSSGD`, in the linked
+        models). A wrapper that was given pairs, or was copied, knows no model: it corrects the pairs that it has.
+
+        Args:
+            param_group: As for any optimizer.
+
+        Raises:
+            PairShapeError: Two factors of a pair do not fit together; as for the wrapper itself, like the following.
+            DoubleCorrectionError: `sdsopt.attach` corrects the group's gradients already.
+            UnsupportedCorrectionError: `transport` or `rebalance_every` with a pair that has no bases to follow.
+            StaleParametersError: A factor that was in the model is gone.
+            UnsupportedOptimizerError: The correction maps steps, and those of this group hold more than can be told
+                apart.
+        """
         require_mappable(self._inner, self.correction, [{**self.defaults, **param_group}])
+        if isinstance(param_group["params"], Iterator):  # can be read once, and is read here and there
+            param_group["params"] = list(param_group["params"])
+        groups = [*self.param_groups, {"params": _parameters(param_group)}]
+        engine = self._engine
+        known = {pair.address for pair in engine.pairs}
+        pairs = (*engine.pairs, *(pair for pair in self._present_pairs(groups) if pair.address not in known))
+        StepEngine(pairs, engine.recipe).owned_pairs(groups)  # another engine: what fails here changes nothing
         self._inner.add_param_group(param_group)
+        engine.pairs = pairs
+        engine.owned_pairs(self.param_groups)
+
+    def _present_pairs(self, param_groups: list[dict[str, Any]]) -> Iterable[LoRAPair]:
+        """The pairs that are there now for these groups, as far as that is known."""
+        model = None if self._model is None else self._model()
+        return () if model is None else find_pairs(model, include_frozen=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, as the inner optimizer does."""
@@ -281,7 +325,33 @@ class SDSPreconditioner(Optimizer):
         self._adopt(state["inner"], state["engine"])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.correction}, {len(self.pairs)} LoRA pairs)\n{self._inner!r}"
+        return f"{type(self).__name__}({self.correction}, {self._how_many()})\n{self._inner!r}"
+
+    def _how_many(self) -> str:
+        """How many pairs are corrected, of those that are trainable."""
+        owned = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        trained = [
+            any(id(factor) in owned for factor in factors)
+            for pair in self.pairs
+            if (factors := _trainable_factors(pair))
+        ]
+        share = "" if all(trained) else f"{sum(trained)} of "
+        return f"{share}{len(trained)} LoRA pair{'' if len(trained) == 1 else 's'}"
+
+
+def _trainable_factors(pair: LoRAPair) -> list[nn.Parameter]:
+    try:
+        return [factor for factor in (pair.A, pair.B) if factor.requires_grad]
+    except StaleParametersError:  # its adapter was deleted
+        return []
+
+
+def _parameters(param_group: dict[str, Any]) -> list[Tensor]:
+    """The parameters of a group as a user gives it: one alone, several, or several with names."""
+    given = param_group["params"]
+    if isinstance(given, Tensor):
+        return [given]
+    return [each[1] if isinstance(each, tuple) else each for each in given]
 
 
 def _owns_none(optimizer: Optimizer, engine: StepEngine) -> str:
@@ -291,4 +361,12 @@ def _owns_none(optimizer: Optimizer, engine: StepEngine) -> str:
         f"{type(optimizer).__name__} holds {parameters} parameters, none of which is a factor of the "
         f"{len(engine.pairs)} LoRA pairs of this model ({trainable} of them trainable; the first is "
         f"{engine.pairs[0].name}). Build the optimizer from this very model's parameters, after adding the adapter."
+    )
+
+
+def _all_frozen(owned: list[LoRAPair]) -> str:
+    return (
+        f"all {len(owned)} LoRA pairs of this optimizer are frozen (the first is {owned[0].name}), so its steps would "
+        "change none of them. Make the adapter trainable first: PeftModel.from_pretrained(…, is_trainable=True), or "
+        "model.set_adapter(name). If it shall rest for some steps only, freeze it after wrapping the optimizer."
     )

@@ -17,6 +17,8 @@ PACKAGE = Path(sdsopt.__file__).parent
 ORDER = [
     "printable",
     "errors",
+    "options",
+    "every_step",
     "extras",
     "_version",
     "linalg",

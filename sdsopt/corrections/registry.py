@@ -43,8 +43,14 @@ def register_correction(name: str, factory: Callable[[], Correction]) -> None:
         factory: Called without arguments for a new `Correction`; the class itself, most often.
 
     Raises:
+        TypeError: The factory cannot be called; a `Correction` itself, perhaps.
         ValueError: Another factory already has that name.
     """
+    if not callable(factory):
+        raise TypeError(
+            f"the correction {name!r} needs a factory, to be called for a new Correction each time, and "
+            f"{type(factory).__name__} is not callable; register the class, or lambda: {type(factory).__name__}(…)"
+        )
     if _FACTORIES.get(name, factory) is not factory:
         raise ValueError(f"the correction {name!r} is already registered; choose another name")
     _FACTORIES[name] = factory

@@ -11,6 +11,9 @@ from torch import Tensor
 from sdsopt.corrections.base import Factors
 from sdsopt.corrections.wrapping import Wrapping
 from sdsopt.errors import UnsupportedCorrectionError
+from sdsopt.options import require_integer
+
+_EVERY = "a whole number of steps ≥ 1, or None for never"
 
 
 @final
@@ -41,6 +44,7 @@ class TrackBasis(Wrapping):
         balance_every: After how many steps the factors are balanced; None for never.
 
     Raises:
+        TypeError: `balance_every` is no integer.
         ValueError: `balance_every` is below 1.
         UnsupportedCorrectionError: The correction inside has no `basis_exponent`.
     """
@@ -49,10 +53,10 @@ class TrackBasis(Wrapping):
     balance_every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.balance_every is not None and self.balance_every < 1:
-            raise ValueError(
-                f"rebalance_every must be a number of steps ≥ 1, or None for never, got {self.balance_every}"
-            )
+        if self.balance_every is not None:
+            require_integer("rebalance_every", self.balance_every, _EVERY)
+            if self.balance_every < 1:
+                raise ValueError(f"rebalance_every must be {_EVERY}, got {self.balance_every}")
         if self.correction.basis_exponent is None:
             raise UnsupportedCorrectionError(
                 f"{self.correction} gives its gradients in no basis B·M_B^(-p) (its basis_exponent is None), so "

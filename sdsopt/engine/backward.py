@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim import Optimizer
 
 from sdsopt.corrections import PairTensors
 from sdsopt.engine.batch import Batch
@@ -20,8 +19,9 @@ from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.zero3 import ForwardReader, is_partitioned
 from sdsopt.errors import PairShapeError, StaleParametersError, UnsupportedCorrectionError
+from sdsopt.every_step import BEFORE_STEP
 from sdsopt.linalg import limited_workspace, without_autocast
-from sdsopt.pairs import LoRAPair, Note, read_note
+from sdsopt.pairs import LoRAPair, Note, find_pairs, read_note
 from sdsopt.sharding import is_distributed
 
 _ENGINE = "_sdsopt_backward"  # a note on layers
@@ -74,8 +74,10 @@ class BackwardEngine:
         self._versions: list[tuple[int, int]] = []
         self._pass = -1
         self._lock = threading.RLock()  # backward runs one thread for each device
-        self._removers: list[Callable[[], None]] = []
-        self._add_step_hook()
+        self._removers = [BEFORE_STEP.add(self._before_step)]
+        # Weak: an attached model and its parameters shall not live on in here.
+        self._models = weakref.WeakSet[nn.Module]()
+        self._seen = weakref.WeakValueDictionary[int, Parameter]()  # have stepped, with a hook or with no need of one
 
     @property
     def num_factors(self) -> int:
@@ -106,6 +108,11 @@ class BackwardEngine:
         """Takes over the pairs that are at addresses not known yet."""
         known = {pair.address for pair in self.pairs}
         self.pairs += tuple(pair for pair in pairs if pair.address not in known)
+
+    def look_in(self, model: nn.Module) -> None:
+        """Before each optimizer's step, looks in the model for factors that are new, and refuses to leave them raw."""
+        self._models.add(model)
+        self._seen.clear()
 
     def remove_hooks(self) -> None:
         """Takes all hooks off again; does nothing the second time."""
@@ -169,37 +176,30 @@ class BackwardEngine:
         factors = [factor for _, *both in self._live() for factor in both]
         return [(id(parameter), parameter._version) for parameter in (*factors, *diagonals)]
 
-    def _add_step_hook(self) -> None:
-        # Weak, since torch keeps hooks for all optimizers for ever.
-        this = weakref.ref(self)
-
-        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            del args, kwargs
-            if (engine := this()) is not None:
-                engine._before_step(optimizer)
-
-        handle = register_optimizer_step_pre_hook(before_step)
-        self._removers.append(handle.remove)
-        weakref.finalize(self, handle.remove)
-
     def _before_step(self, optimizer: Optimizer) -> None:
         self.forget()
-        missed = [
-            (pair, side, parameter)
-            for pair, A, B in self._live()
-            for side, parameter in (("A", A), ("B", B))
-            if parameter.grad is not None and not is_hooked(parameter)
-        ]
-        if not missed:
-            return
-        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for pair, side, parameter in missed:
-            if id(parameter) in owned:
-                raise StaleParametersError(
-                    f"the gradient of factor {side} of {pair.name} was not corrected: the parameter was replaced or "
-                    "made trainable after attach(model). Call attach(model) again, once the model is as it shall be "
-                    "trained."
-                )
+        # Only what is new: to look through a model takes longer than many a step.
+        new = {
+            id(parameter): parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and self._seen.get(id(parameter)) is not parameter
+        }
+        if not all(map(is_hooked, new.values())):
+            self._require_hooked(new)
+        self._seen.update(new)
+
+    def _require_hooked(self, parameters: Mapping[int, Parameter]) -> None:
+        """Refuses factors without a hook, those of adapters that were added since included."""
+        found = [pair for model in self._models for pair in find_pairs(model, include_frozen=True)]
+        for pair, A, B in (*self._live(), *((pair, pair.A, pair.B) for pair in found)):
+            for side, factor in (("A", A), ("B", B)):
+                if id(factor) in parameters and not is_hooked(factor):
+                    raise StaleParametersError(
+                        f"the gradient of factor {side} of {pair.name} was not corrected: the parameter was added, "
+                        "replaced or made trainable after attach(model). Call attach(model) again, once the model is "
+                        "as it shall be trained."
+                    )
 
 
 def _require_plain(pair: LoRAPair) -> None:

@@ -62,10 +62,7 @@ def find_pairs(model: nn.Module, *, include_frozen: bool = False) -> PairList:
         TypeError: `model` is not a module.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"find_pairs needs the torch.nn.Module that holds the LoRA layers (such as a PeftModel), not "
-            f"{type(model).__name__}. Pass the model itself, not its parameters or its state dict."
-        )
+        raise TypeError(_no_model(type(model).__name__))
     pairs: list[LoRAPair] = []
     skipped: list[Skipped] = []
     for item in _inspect(model):
@@ -94,13 +91,22 @@ def require_pairs(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
                 "Add an adapter first (peft.get_peft_model), and pass the model that holds it."
             )
         return list(found)
+    if not isinstance(model, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(_no_model(type(model).__name__))
     pairs = list(model)
     strangers = [pair for pair in pairs if not isinstance(pair, LoRAPair)]  # pyright: ignore[reportUnnecessaryIsInstance]
     if strangers:
-        raise TypeError(f"model must be an nn.Module or an iterable of LoRAPair; it yielded {type(strangers[0])}")
+        raise TypeError(_no_model(f"{type(model).__name__} of {type(strangers[0]).__name__}"))
     if not pairs:
         raise NoPairsError("an empty collection of LoRA pairs was given; there is nothing to correct")
     return list({pair.address: pair for pair in pairs}.values())  # each once: a step must not be mapped twice
+
+
+def _no_model(given: str) -> str:
+    return (
+        f"model must be the torch.nn.Module that holds the LoRA layers (such as a PeftModel), or the LoRAPairs of one, "
+        f"not {given}. Pass the model itself, not its parameters or its state dict."
+    )
 
 
 def _inspect(model: nn.Module) -> Iterator[LoRAPair | Skipped]:
@@ -135,29 +141,44 @@ def _why_left_out(pair: LoRAPair, include_frozen: bool) -> str | None:
 
 
 def _without_tied(pairs: list[LoRAPair]) -> tuple[list[LoRAPair], list[Skipped]]:
-    """Keeps one of the pairs that share both factors, and none of those that share only one or cross over.
+    """Keeps one of the pairs that have both Parameters in common, and none that share otherwise.
 
     A gradient that sums over uses with the same partner is still that of one product; over different partners it is
-    not, and no partner's Gram matrix is the right one for it.
+    not, and no partner's Gram matrix is the right one for it. Distinct Parameters on one memory have a gradient each,
+    and an optimizer steps on that memory once for each of them.
     """
     unique: dict[tuple[int, int], LoRAPair] = {}
     skipped: list[Skipped] = []
     for pair in pairs:
-        first = unique.setdefault((_identity(pair.A), _identity(pair.B)), pair)
+        first = unique.setdefault((id(pair.A), id(pair.B)), pair)
         if first is not pair:
             skipped.append(Skipped(pair.name, f"shares both factors with {first.name}"))
 
-    uses = Counter(factor for factors in unique for factor in factors)
+    products = Counter(map(_memory, unique.values()))
+    uses = Counter(address for pair in unique.values() for address in _memory(pair))
     kept: list[LoRAPair] = []
-    for factors, pair in unique.items():
-        if any(uses[factor] > 1 for factor in factors):
+    for pair in unique.values():
+        memory = _memory(pair)
+        if products[memory] > 1:
+            skipped.append(Skipped(pair.name, _ONE_MEMORY))
+        elif any(uses[address] > 1 for address in memory):
             skipped.append(Skipped(pair.name, "shares a factor with another pair"))
         else:
             kept.append(pair)
     return kept, skipped
 
 
-def _identity(parameter: nn.Parameter) -> int:
+_ONE_MEMORY = (
+    "other Parameters lie on the same memory as its factors, so that an optimizer would step there twice; assign the "
+    "very same Parameters to both layers"
+)
+
+
+def _memory(pair: LoRAPair) -> tuple[int, int]:
+    return _address(pair.A), _address(pair.B)
+
+
+def _address(parameter: nn.Parameter) -> int:
     # PEFT's ensure_weight_tying makes distinct Parameters of one storage. Subclasses (DTensor) and the meta device
     # have no address to compare.
     address = parameter.data_ptr() if type(parameter) is nn.Parameter and parameter.numel() else 0

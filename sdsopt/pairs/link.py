@@ -36,8 +36,8 @@ def link(model: nn.Module | Iterable[LoRAPair]) -> list[LoRAPair]:
         TypeError: `model` is neither a module nor a collection of pairs.
     """
     # The model and not its pairs: an adapter that is added before the optimizer is built shall be corrected too.
-    source = model if isinstance(model, nn.Module) else tuple(model)
-    pairs = require_pairs(source)
+    pairs = require_pairs(model)
+    source = model if isinstance(model, nn.Module) else tuple(pairs)
     for pair in pairs:
         for factor in (pair.A, pair.B):
             setattr(factor, _NOTE, Note(source))

@@ -39,6 +39,9 @@ def test_registering(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_corrections() == ("sds", "quarter")
     with pytest.raises(ValueError, match="'quarter' is already registered"):
         register_correction("quarter", lambda: GramPower(0.5))
+    with pytest.raises(TypeError, match=r"'half' needs a factory.*GramPower is not callable; register the class"):
+        register_correction("half", GramPower(0.5))  # pyright: ignore
+    assert available_corrections() == ("sds", "quarter")
 
 
 @pytest.mark.parametrize(

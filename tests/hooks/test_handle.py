@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import peft
@@ -13,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
+from torch.optim.optimizer import register_optimizer_step_post_hook as after_steps
+from torch.optim.optimizer import register_optimizer_step_pre_hook as before_steps
 
 from sdsopt import Correction, Factors, GramPower, KeepNorm, PairTensors, SDSPreconditioner, attach, find_pairs
 from sdsopt.errors import DoubleCorrectionError, NoPairsError, StaleParametersError, UnsupportedCorrectionError
@@ -153,6 +156,69 @@ def test_an_adapter_made_trainable_later_is_not_trained_uncorrected() -> None:
     handle.remove()
 
 
+def with_second_adapter(*, first_steps: int = 1) -> tuple[Any, Any, SGD]:
+    """An attached model that has trained, then got an adapter, and an optimizer that has got it too."""
+    model, batch = MODELS["llama"]()
+    optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    attach(model)
+    for _ in range(first_steps):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.set_adapter("second")
+    optimizer.add_param_group({"params": [p for p in model.parameters() if p.requires_grad]})
+    return model, batch, optimizer
+
+
+@pytest.mark.parametrize("first_steps", [0, 1])
+def test_an_adapter_added_later_is_not_trained_uncorrected(first_steps: int) -> None:
+    model, batch, optimizer = with_second_adapter(first_steps=first_steps)
+    model(**batch).loss.backward()
+    before = copy.deepcopy(model)
+    for _ in range(2):  # not only the first time
+        with pytest.raises(StaleParametersError, match=r"second\] was not corrected: the parameter was added,"):
+            optimizer.step()
+    assert_same(model, before)
+    optimizer.zero_grad()
+    handle = attach(model)
+    model(**batch).loss.backward()
+    optimizer.step()
+    handle.remove()
+    model(**batch).loss.backward()
+    optimizer.step()  # nobody asks for a correction any more
+
+
+def test_a_model_is_looked_through_for_new_parameters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[nn.Module] = []
+
+    def counting(model: nn.Module, *, include_frozen: bool) -> Any:
+        looks.append(model)
+        return find_pairs(model, include_frozen=include_frozen)
+
+    monkeypatch.setattr("sdsopt.engine.backward.find_pairs", counting)
+    model = Network()
+    factors = SGD([*model.first.parameters(), *model.second.parameters()], lr=0.1)
+    head = SGD(model.head.parameters(), lr=0.1)
+    attach(model)
+    for _ in range(3):
+        model.loss().backward()
+        factors.step()
+    assert not looks
+    for _ in range(3):
+        head.step()
+    assert looks == [model]
+
+
+def test_pairs_given_by_hand_stay_the_only_ones() -> None:
+    """Nothing is known of a model then, and other pairs may be left raw on purpose."""
+    model = Network()
+    attach(find_pairs(model)[:1])
+    model.loss().backward()
+    SGD(model.parameters(), lr=0.1).step()
+    assert attach(model).num_factors == 4
+
+
 def test_replaced_parameters_are_noticed() -> None:
     model = Network()
     attach(model)
@@ -182,6 +248,39 @@ def test_a_forgotten_handle_keeps_no_model_alive() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_wrapped_model_is_freed_while_the_caller_still_runs() -> None:
+    model = Network()
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    gone = weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("register", [before_steps, after_steps])
+def test_garbage_collected_in_the_middle_of_a_step(register: Callable[..., Any]) -> None:
+    """torch goes through the hooks for all optimizers then."""
+
+    def collect(*_: Any) -> None:
+        gc.collect()
+
+    model = Network()
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    attach(model)
+    model.first.cycle = [optimizer]
+    gone = weakref.ref(model.first)
+    gc.collect()
+    del model, optimizer
+    assert gone() is not None
+    handles = [register(collect) for _ in range(2)]  # one goes on after the other
+    try:
+        SGD([nn.Parameter(torch.ones(1))], lr=0.1).step()
+        assert gone() is None
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def test_a_failed_backward_leaves_no_stale_roots() -> None:

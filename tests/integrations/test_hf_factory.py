@@ -147,7 +147,7 @@ def test_what_happens_between_steps_happens_in_a_trainer(option: dict[str, Any],
 
 def test_a_bound_on_memory_reaches_the_optimizer() -> None:
     model, _ = MODELS["llama"]()
-    with pytest.raises(ValueError, match="max_workspace_bytes must be positive"):
+    with pytest.raises(ValueError, match="max_workspace_bytes must be a positive integer"):
         SDSOptimizerFactory()(model, lr=1e-3, max_workspace_bytes=0)
 
 
@@ -159,6 +159,23 @@ def test_a_learning_rate_is_needed(tmp_path: Path) -> None:
         trained(plug, tmp_path)
     with pytest.raises(TypeError, match=r"multiple values.*'lr'"):
         SDSOptimizerFactory()(adapted(), lr=0.1, optimizer_kwargs={"lr": 0.2})
+
+
+def test_an_instance_in_place_of_the_class(tmp_path: Path) -> None:
+    def plug(model: Any, args: Any) -> dict[str, Any]:
+        return {"optimizer_cls_and_kwargs": (SDSOptimizerFactory(), {"training_args": args})}
+
+    with pytest.raises(TypeError, match=r"Give the Trainer the class and not an instance: .*\(SDSOptimizerFactory, "):
+        trained(plug, tmp_path)
+
+
+def test_clipping_twice_is_told(tmp_path: Path) -> None:
+    model = adapted()
+    with pytest.warns(UserWarning, match=r"raw ones .* norm of 0\.1, .* to 2\.0\. Set max_grad_norm=0") as caught:
+        SDSOptimizerFactory()(model, arguments(tmp_path), max_grad_norm=2.0)
+    assert caught[0].filename == __file__
+    SDSOptimizerFactory()(adapted(), arguments(tmp_path, max_grad_norm=0.0), max_grad_norm=2.0)
+    SDSOptimizerFactory()(adapted(), arguments(tmp_path))
 
 
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from sdsopt import Correction, Factors, LoRAPair, PairTensors, SDSPreconditioner, find_pairs
+from sdsopt import Correction, Factors, LoRAPair, PairTensors, SDSPreconditioner, attach, find_pairs, link
 from sdsopt.corrections import LearningRates
 from sdsopt.errors import (
     InvalidCorrectionError,
@@ -63,6 +63,17 @@ def trained(correction: str) -> tuple[Network, SDSPreconditioner]:
         ({"damping": float("nan")}, ValueError, "damping .* got nan"),
         ({"damping": float("inf")}, ValueError, "damping .* got inf"),
         ({"inverse_root": "qr"}, ValueError, "'qr'; known: auto, eigh, svd, newton_schulz"),
+        ({"damping": "1e-6"}, TypeError, r"damping must be a finite number ≥ 0, got '1e-6' of type str"),
+        ({"damping": None}, TypeError, "damping must be a finite number"),
+        ({"max_grad_norm": "1.0"}, TypeError, r"max_grad_norm must be a positive number, .* got '1\.0' of type str"),
+        ({"max_grad_norm": True}, TypeError, "max_grad_norm must be a positive number, .* got True"),
+        ({"max_grad_norm": -1}, ValueError, "max_grad_norm must be a positive number, .* got -1"),
+        ({"max_workspace_bytes": 1e9}, TypeError, r"max_workspace_bytes must be a positive integer .*2\*\*30.* float"),
+        ({"max_workspace_bytes": "1GB"}, TypeError, "max_workspace_bytes must be a positive integer .* got '1GB'"),
+        ({"max_workspace_bytes": 0}, ValueError, "max_workspace_bytes must be a positive integer .* got 0"),
+        ({"rebalance_every": 2.5}, TypeError, r"rebalance_every must be a whole number of steps .* got 2\.5"),
+        ({"rebalance_every": True}, TypeError, "rebalance_every must be a whole number of steps .* got True"),
+        ({"rebalance_every": 0}, ValueError, "rebalance_every must be a whole number of steps .* got 0"),
         ({"rescale": "norm"}, ValueError, r"rescale must be .grad_norm. or None, got 'norm'"),
     ],
 )
@@ -92,10 +103,35 @@ def test_an_optimizer_of_the_head_alone() -> None:
         SDSPreconditioner(SGD(model.head.parameters(), lr=0.1), model)
 
 
-def test_something_else_than_pairs() -> None:
+NO_MODELS: dict[str, Callable[[Network], Any]] = {
+    "NoneType": lambda model: None,
+    "generator of Parameter": lambda model: model.parameters(),
+    "list of Parameter": lambda model: list(model.parameters()),
+    "OrderedDict of str": lambda model: model.state_dict(),
+    "SGD": lambda model: SGD(model.parameters(), lr=0.1),
+    "str of str": lambda model: "sds",
+}
+
+
+@pytest.mark.parametrize("given", NO_MODELS)
+def test_something_else_than_a_model_or_pairs(given: str) -> None:
     model = Network()
-    with pytest.raises(TypeError, match="iterable of LoRAPair; it yielded"):
-        SDSPreconditioner(SGD(model.parameters(), lr=0.1), model.parameters())  # pyright: ignore
+    wrong = NO_MODELS[given](model)
+    calls: list[Callable[[], Any]] = [
+        lambda: SDSPreconditioner(SGD(model.parameters(), lr=0.1), wrong),
+        lambda: attach(NO_MODELS[given](model)),
+        lambda: link(NO_MODELS[given](model)),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=rf"model must be the .*, not {given}\. Pass the model itself"):
+            call()
+
+
+def test_model_and_optimizer_swapped() -> None:
+    model = Network()
+    with pytest.raises(UnsupportedOptimizerError, match="got the model, a Network: the two arguments are swapped") as e:
+        SDSPreconditioner(model, SGD(model.parameters(), lr=0.1))  # pyright: ignore
+    assert "\n" not in str(e.value)
 
 
 class NeedsClosure(SGD):
@@ -109,8 +145,8 @@ class NeedsClosure(SGD):
         (lambda p: torch.optim.LBFGS(p), "LBFGS evaluates the loss anew"),
         (lambda p: NeedsClosure(p, lr=0.1), "NeedsClosure evaluates the loss anew"),
         (lambda p: torch.optim.SparseAdam(p), "SparseAdam takes only sparse gradients"),
-        (lambda p: AdamW, "build the optimizer first"),
-        (lambda p: None, "expected a torch.optim.Optimizer instance as first argument, got None"),
+        (lambda p: AdamW, "got the class AdamW itself; build the optimizer first"),
+        (lambda p: None, "expected a torch.optim.Optimizer instance as first argument, got NoneType; build"),
     ],
 )
 def test_optimizers_that_cannot_be_wrapped(make: Callable[[Any], Any], message: str) -> None:

@@ -282,7 +282,7 @@ def test_corrections_without_a_basis(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rebalance_every": 0}, "rebalance_every must be a number of steps"),
+        ({"rebalance_every": 0}, "rebalance_every must be a whole number of steps"),
         ({"transport": "momentum"}, 'transport must be "moments" or None'),
     ],
 )

@@ -70,5 +70,5 @@ def test_a_limit_out_of_reach_changes_nothing() -> None:
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
 def test_limits_that_make_no_sense(limit: float) -> None:
     model = Network()
-    with pytest.raises(ValueError, match="max_grad_norm must be positive"):
+    with pytest.raises(ValueError, match="max_grad_norm must be a positive number"):
         SDSPreconditioner(SGD(model.parameters(), lr=0.1), model, max_grad_norm=limit)

@@ -200,7 +200,7 @@ def test_a_bound_changes_no_gradient_in_backward() -> None:
 
 @pytest.mark.parametrize("bound", [0, -1])
 def test_a_bound_is_positive(adapter: Adapter, bound: int) -> None:
-    with pytest.raises(ValueError, match="max_workspace_bytes must be positive"):
+    with pytest.raises(ValueError, match="max_workspace_bytes must be a positive integer"):
         SDSPreconditioner(torch.optim.SGD(adapter.parameters()), adapter, max_workspace_bytes=bound)
-    with pytest.raises(ValueError, match="max_workspace_bytes must be positive"):
+    with pytest.raises(ValueError, match="max_workspace_bytes must be a positive integer"):
         attach(adapter, max_workspace_bytes=bound)

@@ -282,6 +282,24 @@ def test_tied_factors() -> None:
     assert reasons(both) == {"shares both factors with base_model.model.q[default]"}
 
 
+def test_other_parameters_on_the_same_memory() -> None:
+    """Each has a gradient of its own, so one of the two steps on that memory would be raw."""
+    net = Net()
+    net.k = nn.Linear(8, 8)
+    model = lora(net)
+    q, k = model.base_model.model.q, model.base_model.model.k
+    for factors_q, factors_k in ((q.lora_A, k.lora_A), (q.lora_B, k.lora_B)):
+        factors_k["default"].weight = nn.Parameter(factors_q["default"].weight.data)
+    pairs = find_pairs(model)
+    assert len(pairs) == 0 and len(pairs.skipped) == 2
+    [reason] = reasons(pairs)
+    assert reason.endswith("assign the very same Parameters to both layers")
+
+    for factors_q, factors_k in ((q.lora_A, k.lora_A), (q.lora_B, k.lora_B)):
+        factors_k["default"].weight = factors_q["default"].weight
+    assert names(find_pairs(model)) == ["q[default]"]
+
+
 def test_factors_tied_by_storage() -> None:
     """PEFT's `ensure_weight_tying` ties lm_head to the embedding so: new Parameters, one storage, roles swapped."""
     tiny = pytest.importorskip("tiny_models")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -35,7 +36,7 @@ class SDSOptimizerFactory:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: nn.Module | None = None,
         training_args: TrainingArguments | None = None,
         *,
         lr: float | None = None,
@@ -74,14 +75,25 @@ class SDSOptimizerFactory:
         Returns:
             The optimizer.
 
+        Warns:
+            UserWarning: Gradients are clipped here and, after `training_args.max_grad_norm`, by the Trainer too.
+
         Raises:
+            TypeError: There is no model: an instance was given to the Trainer, and not the class.
             ValueError: There is no learning rate, or `training_args.optim` is one that brings its own parameters.
             NoPairsError: The model has no LoRA pair.
         """
+        if model is None:  # the Trainer calls what it is given for a factory, and that with the model
+            raise TypeError(
+                "the factory was called without a model. Give the Trainer the class and not an instance: "
+                'optimizer_cls_and_kwargs=(SDSOptimizerFactory, {"training_args": args})'
+            )
         chosen, options = _trainers_choice(training_args, model) if optimizer_cls is None else (optimizer_cls, {})
         if training_args is not None:
             lr = training_args.learning_rate if lr is None else lr
             weight_decay = training_args.weight_decay if weight_decay is None else weight_decay
+            if max_grad_norm is not None and training_args.max_grad_norm:
+                _warn_of_two_clippings(max_grad_norm, training_args.max_grad_norm)
         if lr is None:
             raise ValueError(
                 "the Trainer tells a factory no learning rate; give it your training arguments, or a learning rate: "
@@ -101,6 +113,14 @@ class SDSOptimizerFactory:
             rebalance_every=rebalance_every,
             max_workspace_bytes=max_workspace_bytes,
         )
+
+
+def _warn_of_two_clippings(corrected: float, raw: float) -> None:
+    warnings.warn(
+        f"gradients are clipped twice: raw ones by the Trainer, to a norm of {raw}, and corrected ones by the "
+        f"optimizer, to {corrected}. Set max_grad_norm=0 in the training arguments to clip corrected gradients alone.",
+        stacklevel=3,
+    )
 
 
 def _trainers_choice(training_args: TrainingArguments | None, model: nn.Module) -> _Choice:
