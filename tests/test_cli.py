@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,14 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
 def test_ctrl_c_leaves_finished_runs_and_says_how_to_resume(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sdsopt", *TASK, "--lrs", "0.05,0.1", "--steps", "400", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    process = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell starts what it puts in the background, this suite perhaps, with Ctrl-C ignored.
+    process = subprocess.Popen(
+        [*command, "--jobs", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     runs = tmp_path / "runs.jsonl"
     deadline = time.monotonic() + 120
     while not (runs.exists() and runs.read_text()) and time.monotonic() < deadline:
