@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 from torch.optim import Optimizer
 
@@ -19,9 +21,16 @@ def nested(optimizer: Optimizer) -> list[Optimizer]:
 
 def built_by(module_name: str) -> bool:
     """Tells whether the code that runs was called from within the module of this name."""
-    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
-    # Not by f_locals: Python 3.11 keeps what it returns, and so the caller's models, for as long as the caller runs.
-    while (frame := frame.f_back) is not None:
-        if frame.f_globals.get("__name__") == module_name:
-            return True
-    return False
+    return any(frame.f_globals.get("__name__") == module_name for frame in callers())
+
+
+def callers() -> Iterator[FrameType]:
+    """Yields the frames of the code that runs, innermost first.
+
+    Do not ask them for f_locals: Python 3.11 keeps what that returns, and so a caller's models, for as long as the
+    caller runs.
+    """
+    frame = sys._getframe().f_back  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

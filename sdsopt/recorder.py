@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -19,11 +19,12 @@ from sdsopt.diagnostics.full_gradient import FullGradients
 from sdsopt.diagnostics.names import name_fits
 from sdsopt.engine import PairMeasurement, Recipe, StepMeasurement, measure
 from sdsopt.errors import NoPairsError, UnsupportedOptimizerError
-from sdsopt.nesting import nested
+from sdsopt.nesting import callers, nested
 from sdsopt.optimizer import SDSPreconditioner
 from sdsopt.pairs import LoRAPair, require_pairs
 
 _LORA = "lora"
+_WRAPPERS_STEP = inspect.unwrap(SDSPreconditioner.step).__code__
 _NEVER_CALLED = (
     "it was built without an optimizer (a Trainer's is None until trainer.create_optimizer()), and measure() was not "
     "called between backward and step"
@@ -172,15 +173,12 @@ def _hookable(optimizer: Optimizer) -> Optimizer:
 
 
 def _require_raw_gradients(optimizer: Optimizer) -> None:
-    # Only who calls the step tells that an optimizer is inside a wrapper.
-    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
-    while (frame := frame.f_back) is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, SDSPreconditioner) and caller is not optimizer:
-            raise UnsupportedOptimizerError(
-                f"this {type(optimizer).__name__} steps inside an SDSPreconditioner, so the gradients that it is given "
-                "are corrected already; give the Recorder the SDSPreconditioner itself"
-            )
+    # Only who calls the step tells that an optimizer is inside a wrapper. Those of the wrapper itself are run before.
+    if any(frame.f_code is _WRAPPERS_STEP for frame in callers()):
+        raise UnsupportedOptimizerError(
+            f"this {type(optimizer).__name__} steps inside an SDSPreconditioner, so the gradients that it is given are "
+            "corrected already; give the Recorder the SDSPreconditioner itself"
+        )
 
 
 class Measurement:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -285,6 +287,18 @@ def test_an_optimizer_around_it_that_takes_no_hooks() -> None:
     with pytest.raises(UnsupportedOptimizerError, match="Around takes no step hooks; build the Recorder without"):
         Recorder(model, around, full_gradients="*")
     assert not model.first._forward_hooks
+
+
+def test_a_recorded_model_is_freed_while_the_caller_still_runs() -> None:
+    model = Network()
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=0.1), model)
+    with Recorder(model, optimizer) as recorder:
+        train(model, optimizer, 1)
+    assert len(recorder.history) == 1
+    gone = weakref.ref(model)
+    del model, optimizer, recorder
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_optimizer_inside_the_wrapper_is_refused() -> None:
