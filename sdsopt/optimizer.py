@@ -18,17 +18,15 @@ from sdsopt.bypass import BypassWatch
 from sdsopt.corrections import Correction, make_correction
 from sdsopt.engine import PairMeasurement, Recipe, StepEngine, measure
 from sdsopt.engine.between_steps import steps_taken
-from sdsopt.errors import NoPairsError, StaleParametersError
+from sdsopt.errors import NoPairsError
 from sdsopt.inner import require_mappable, require_usable
 from sdsopt.linalg import InverseRoot
 from sdsopt.moments import moments_of, require_known_moments, require_moments
 from sdsopt.options import require_number
-from sdsopt.pairs import LoRAPair, find_pairs, require_pairs
+from sdsopt.pairs import LoRAPair, find_pairs, live, require_pairs
 from sdsopt.weight_decay import decoupled_decay
 
 _T = TypeVar("_T")
-
-_GRAD_NORM = "a positive number, or None for no clipping"
 
 
 def _with_instance_hooks(step: Callable[..., _T]) -> Callable[..., _T]:
@@ -131,9 +129,9 @@ class SDSPreconditioner(Optimizer):
     ) -> None:
         require_usable(optimizer)
         if max_grad_norm is not None:
-            require_number("max_grad_norm", max_grad_norm, _GRAD_NORM)
-            if not max_grad_norm > 0:
-                raise ValueError(f"max_grad_norm must be {_GRAD_NORM}, got {max_grad_norm}")
+            require_number(
+                "max_grad_norm", max_grad_norm, "a positive number, or None for no clipping", lambda norm: norm > 0
+            )
         recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every, max_workspace_bytes)
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
         require_mappable(optimizer, recipe.correction, optimizer.param_groups)
@@ -330,20 +328,10 @@ class SDSPreconditioner(Optimizer):
     def _how_many(self) -> str:
         """How many pairs are corrected, of those that are trainable."""
         owned = {id(parameter) for group in self.param_groups for parameter in group["params"]}
-        trained = [
-            any(id(factor) in owned for factor in factors)
-            for pair in self.pairs
-            if (factors := _trainable_factors(pair))
-        ]
+        trainable = [[factor for factor in factors if factor.requires_grad] for _, *factors in live(self.pairs)]
+        trained = [any(id(factor) in owned for factor in factors) for factors in trainable if factors]
         share = "" if all(trained) else f"{sum(trained)} of "
         return f"{share}{len(trained)} LoRA pair{'' if len(trained) == 1 else 's'}"
-
-
-def _trainable_factors(pair: LoRAPair) -> list[nn.Parameter]:
-    try:
-        return [factor for factor in (pair.A, pair.B) if factor.requires_grad]
-    except StaleParametersError:  # its adapter was deleted
-        return []
 
 
 def _parameters(param_group: dict[str, Any]) -> list[Tensor]:

@@ -13,8 +13,6 @@ from sdsopt.corrections.wrapping import Wrapping
 from sdsopt.errors import UnsupportedCorrectionError
 from sdsopt.options import require_integer
 
-_EVERY = "a whole number of steps ≥ 1, or None for never"
-
 
 @final
 @dataclass(frozen=True)
@@ -54,9 +52,8 @@ class TrackBasis(Wrapping):
 
     def __post_init__(self) -> None:
         if self.balance_every is not None:
-            require_integer("rebalance_every", self.balance_every, _EVERY)
-            if self.balance_every < 1:
-                raise ValueError(f"rebalance_every must be {_EVERY}, got {self.balance_every}")
+            wanted = "a whole number of steps ≥ 1, or None for never"
+            require_integer("rebalance_every", self.balance_every, wanted, lambda steps: steps >= 1)
         if self.correction.basis_exponent is None:
             raise UnsupportedCorrectionError(
                 f"{self.correction} gives its gradients in no basis B·M_B^(-p) (its basis_exponent is None), so "

@@ -21,7 +21,7 @@ from sdsopt.engine.zero3 import ForwardReader, is_partitioned
 from sdsopt.errors import PairShapeError, StaleParametersError, UnsupportedCorrectionError
 from sdsopt.every_step import BEFORE_STEP
 from sdsopt.linalg import limited_workspace, without_autocast
-from sdsopt.pairs import LoRAPair, Note, find_pairs, read_note
+from sdsopt.pairs import LoRAPair, Note, find_pairs, live, read_note
 from sdsopt.sharding import is_distributed
 
 _ENGINE = "_sdsopt_backward"  # a note on layers
@@ -165,11 +165,7 @@ class BackwardEngine:
 
     def _live(self) -> Iterator[tuple[LoRAPair, Parameter, Parameter]]:
         """The pairs that are still in the model, with their parameters."""
-        for pair in self.pairs:
-            try:
-                yield pair, pair.A, pair.B
-            except StaleParametersError:  # its adapter was deleted
-                continue
+        return live(self.pairs)
 
     def _present_versions(self) -> list[tuple[int, int]]:
         diagonals = [E for pair, _, _ in self._live() if (E := pair.E) is not None]

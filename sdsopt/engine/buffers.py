@@ -33,12 +33,18 @@ class Buffers:
 
         Some optimizers, and some hooks, keep the gradient of a step for the next one.
         """
-        if tensor.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        if not self.keeps(tensor):
             return torch.empty_like(tensor)
         kept = self._kept.get(parameter)
         if kept is None or _layout(kept) != _layout(tensor) or _is_held(kept):
             kept = self._kept[parameter] = torch.empty_like(tensor)
         return kept.detach()  # another tensor on the same storage, so that the storage knows of all who hold it
+
+    @staticmethod
+    def keeps(tensor: Tensor) -> bool:
+        """Tells whether memory like this tensor's is kept."""
+        kept = tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+        return kept and not torch.is_inference_mode_enabled()
 
     def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
         return Buffers, ()

@@ -125,7 +125,7 @@ def measure(
 def _recalled(pair: LoRAPair, recipe: Recipe, state: State | None) -> Memory:
     if state is None or not recipe.correction.keeps_memory:
         return NO_MEMORY
-    return recall(Job(pair, pair.A, pair.B), state)  # by the parameters, where the job to measure has whole copies
+    return recall(pair, state)  # by the parameters, where the job to measure has whole copies
 
 
 def _whole_gradient(parameter: Parameter) -> Tensor | None:

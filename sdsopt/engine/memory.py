@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdsopt.corrections import Memory
 from sdsopt.engine.job import Job
+from sdsopt.pairs import LoRAPair
 
 _PREFIX = "sdsopt_"
 
@@ -23,9 +24,9 @@ def remembered(parameter: Tensor, state: State) -> dict[str, Tensor]:
     return {name.removeprefix(_PREFIX): value for name, value in of_parameter.items() if name.startswith(_PREFIX)}
 
 
-def recall(job: Job, state: State) -> Memory:
+def recall(pair: Job | LoRAPair, state: State) -> Memory:
     """Returns what is remembered of a pair."""
-    return Memory(remembered(job.A, state), remembered(job.B, state))
+    return Memory(remembered(pair.A, state), remembered(pair.B, state))
 
 
 def keep(jobs: Iterable[Job], state: State, *, moved: bool) -> None:

@@ -10,9 +10,6 @@ from sdsopt.corrections import Correction, KeepNorm, TrackBasis, make_correction
 from sdsopt.linalg import InverseRoot, make_inverse_root
 from sdsopt.options import require_integer, require_number
 
-_DAMPING = "a finite number ≥ 0"
-_WORKSPACE = "a positive integer such as 2**30, or None for no bound"
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -74,17 +71,14 @@ class Recipe:
             ValueError: `damping` is negative or not finite, `rebalance_every` or `max_workspace_bytes` is below 1,
                 or `inverse_root`, `rescale` or `transport` is unknown.
         """
-        require_number("damping", damping, _DAMPING)
-        if not (math.isfinite(damping) and damping >= 0):
-            raise ValueError(f"damping must be {_DAMPING}, got {damping}")
+        require_number("damping", damping, "a finite number ≥ 0", lambda d: math.isfinite(d) and d >= 0)
         if rescale not in (None, "grad_norm"):
             raise ValueError(f'rescale must be "grad_norm" or None, got {rescale!r}')
         if transport not in (None, "moments"):
             raise ValueError(f'transport must be "moments" or None, got {transport!r}')
         if max_workspace_bytes is not None:
-            require_integer("max_workspace_bytes", max_workspace_bytes, _WORKSPACE)
-            if max_workspace_bytes < 1:
-                raise ValueError(f"max_workspace_bytes must be {_WORKSPACE}, got {max_workspace_bytes}")
+            wanted = "a positive integer such as 2**30, or None for no bound"
+            require_integer("max_workspace_bytes", max_workspace_bytes, wanted, lambda size: size >= 1)
         correction = make_correction(correction)
         if rescale is not None:
             correction = KeepNorm(correction)

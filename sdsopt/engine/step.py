@@ -146,7 +146,7 @@ class StepEngine:
 
         with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
             yield len(targets) + shards.corrected_pairs
-        gradients.clear()  # but on a CPU, their memory is needed for the updates
+        gradients.clear()  # their memory is needed for the updates, unless it is kept
 
         with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
             if correction.uses_updates:
@@ -262,22 +262,20 @@ class StepEngine:
     def _precondition(self, batch: Sequence[_Target]) -> dict[Tensor, Tensor | None]:
         """Returns the corrected gradients by parameter; None for one that shall not step."""
         raw = [target.parameters.map(lambda parameter: parameter.grad) for target in batch]
-        # A stack is small, and what other devices hand out is as good.
-        settles = len(batch) == 1 and batch[0].job.A.device.type == "cpu" and not torch.compiler.is_compiling()
+        settles = len(batch) == 1 and self._gradients.keeps(batch[0].job.A)  # a stack is small
         stacked = Batch([target.job for target in batch])
         corrected = stacked.precondition(self.recipe.correction, raw, apart=not settles)
-        by_parameter = {
+        gradients = {
             parameter: gradient
             for target, both in zip(batch, corrected, strict=True)
             for parameter, gradient in zip(target.parameters, both, strict=True)
             if parameter is not None
         }
-        if not settles:
-            return by_parameter
-        return {
-            parameter: None if gradient is None else self._gradients.like(gradient, parameter).copy_(gradient)
-            for parameter, gradient in by_parameter.items()
-        }
+        if settles:
+            for parameter, gradient in gradients.items():
+                if gradient is not None:
+                    gradients[parameter] = self._gradients.like(gradient, parameter).copy_(gradient)
+        return gradients
 
     def _before_step(self, targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
         """Keeps the values of those factors that are to step."""

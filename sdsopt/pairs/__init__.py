@@ -5,7 +5,7 @@ from sdsopt.pairs.find import find_pairs, register_layout, require_pairs
 from sdsopt.pairs.layout import Layout, Skipped
 from sdsopt.pairs.link import link, linked_pairs
 from sdsopt.pairs.note import Note, read_note
-from sdsopt.pairs.pair import LoRAPair
+from sdsopt.pairs.pair import LoRAPair, live
 from sdsopt.pairs.pair_list import PairList
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "find_pairs",
     "link",
     "linked_pairs",
+    "live",
     "read_note",
     "register_layout",
     "require_pairs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -155,6 +155,15 @@ WHY_NOT_WHOLE = (
     "Most likely FSDP1 flattened and sharded them. Use FSDP2 (torch.distributed.fsdp.fully_shard; with Accelerate, "
     "fsdp_version: 2), whose shards are corrected where they lie, or FSDP1's NO_SHARD."
 )
+
+
+def live(pairs: Iterable[LoRAPair]) -> Iterator[tuple[LoRAPair, nn.Parameter, nn.Parameter]]:
+    """Yields the pairs that are still in their models, with their present A and B; others' adapters were deleted."""
+    for pair in pairs:
+        try:
+            yield pair, pair.A, pair.B
+        except StaleParametersError:
+            continue
 
 
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
