@@ -50,6 +50,7 @@ class SDSAdamW(_Linked):
         transport: "moments" or None.
         rebalance_every: Number of steps, or None.
         max_workspace_bytes: Bound on the memory to compute with at a time, or None.
+        update_every: For how many steps roots serve.
 
     Raises:
         NoPairsError: No parameter is linked to a pair.
@@ -74,6 +75,7 @@ class SDSAdamW(_Linked):
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
         max_workspace_bytes: int | None = None,
+        update_every: int = 1,
     ) -> None:
         inner = AdamW(params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, fused=fused)
         super().__init__(
@@ -87,6 +89,7 @@ class SDSAdamW(_Linked):
             transport=transport,
             rebalance_every=rebalance_every,
             max_workspace_bytes=max_workspace_bytes,
+            update_every=update_every,
         )
 
 
@@ -112,6 +115,7 @@ class SDSSGD(_Linked):
         transport: "moments" or None.
         rebalance_every: Number of steps, or None.
         max_workspace_bytes: Bound on the memory to compute with at a time, or None.
+        update_every: For how many steps roots serve.
 
     Raises:
         NoPairsError: No parameter is linked to a pair.
@@ -136,6 +140,7 @@ class SDSSGD(_Linked):
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
         max_workspace_bytes: int | None = None,
+        update_every: int = 1,
     ) -> None:
         inner = SGD(params, lr, momentum, dampening, weight_decay, nesterov, foreach=foreach, fused=fused)
         super().__init__(
@@ -149,6 +154,7 @@ class SDSSGD(_Linked):
             transport=transport,
             rebalance_every=rebalance_every,
             max_workspace_bytes=max_workspace_bytes,
+            update_every=update_every,
         )
 
 

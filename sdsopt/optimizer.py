@@ -89,6 +89,9 @@ class SDSPreconditioner(Optimizer):
         max_workspace_bytes: What a step may take to compute with at a time, beyond what it holds as said above and the
             r×r matrices of all pairs. What one pair needs is the least there is: with "sds", "scaled" and "sds-split"
             a few copies of it. Less memory takes more calls. None (default) bounds nothing.
+        update_every: For how many steps the roots of a pair serve. 1 (default): each step has its own. More saves their
+            time and makes the correction inexact, see docs/performance.md. They are computed where the number of steps
+            is a multiple of it, so a run that is saved there resumes bit for bit.
 
     Raises:
         DoubleCorrectionError: `sdsopt.attach` corrects the model's gradients already.
@@ -99,15 +102,15 @@ class SDSPreconditioner(Optimizer):
             neither a module nor a collection of pairs.
         UnknownCorrectionError: No correction has that name.
         UnsupportedCorrectionError: `transport` or `rebalance_every` with a correction or a pair that has no bases to
-            follow.
+            follow; or `update_every` with a correction that needs the roots of every step, or none.
         UnsupportedOptimizerError: The optimizer evaluates the loss itself (LBFGS, SAM), differentiates twice
             (SophiaH), takes sparse gradients only (SparseAdam), corrects LoRA gradients itself, or is no
             `torch.optim.Optimizer`; or the correction maps the optimizer's step, and this holds more than can be told
             apart (schedule-free ones, Prodigy with weight decay), or the correction needs a learning rate and the
             optimizer has none; or moments are to be carried, and it is not known which the optimizer keeps; or torch's
             ZeroRedundancyOptimizer builds this one, instead of being wrapped by it.
-        ValueError: `damping` is negative or not finite, `max_grad_norm`, `rebalance_every` or
-            `max_workspace_bytes` is not positive, or `inverse_root`, `rescale` or `transport` is unknown.
+        ValueError: `damping` is negative or not finite, `max_grad_norm`, `rebalance_every`, `max_workspace_bytes` or
+            `update_every` is not positive, or `inverse_root`, `rescale` or `transport` is unknown.
     """
 
     # Else GradScaler would leave unscaling to the inner optimizer, which never hears of the scale.
@@ -126,13 +129,23 @@ class SDSPreconditioner(Optimizer):
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
         max_workspace_bytes: int | None = None,
+        update_every: int = 1,
     ) -> None:
         require_usable(optimizer)
         if max_grad_norm is not None:
             require_number(
                 "max_grad_norm", max_grad_norm, "a positive number, or None for no clipping", lambda norm: norm > 0
             )
-        recipe = Recipe.of(correction, damping, inverse_root, rescale, transport, rebalance_every, max_workspace_bytes)
+        recipe = Recipe.of(
+            correction,
+            damping,
+            inverse_root,
+            rescale,
+            transport,
+            rebalance_every,
+            max_workspace_bytes,
+            update_every,
+        )
         engine = StepEngine(require_pairs(model), recipe, max_grad_norm)
         require_mappable(optimizer, recipe.correction, optimizer.param_groups)
         if recipe.tracks_bases:
@@ -306,6 +319,7 @@ class SDSPreconditioner(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         self._inner.load_state_dict(state_dict)
+        self._engine.forget_roots()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

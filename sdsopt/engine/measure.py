@@ -25,7 +25,7 @@ from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
 from sdsopt.errors import DoubleCorrectionError
 from sdsopt.linalg import without_autocast
-from sdsopt.pairs import LoRAPair
+from sdsopt.pairs import LoRAPair, live
 from sdsopt.sharding import whole
 
 _SHORT = 1e-9  # a step so short that no limit on its length acts
@@ -101,7 +101,7 @@ def measure(
     Raises:
         DoubleCorrectionError: `sdsopt.attach` has corrected the gradients already.
     """
-    measured = [pair for pair in pairs if pair.A.grad is not None or pair.B.grad is not None]
+    measured = [pair for pair, A, B in live(pairs) if A.grad is not None or B.grad is not None]
     for pair in measured:
         pair.check()
         if is_hooked(pair.A) or is_hooked(pair.B):

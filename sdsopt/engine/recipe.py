@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdsopt.corrections import Correction, KeepNorm, TrackBasis, make_correction
+from sdsopt.errors import UnsupportedCorrectionError
 from sdsopt.linalg import InverseRoot, make_inverse_root
 from sdsopt.options import require_integer, require_number
 
@@ -20,12 +21,14 @@ class Recipe:
         inverse_root: The method for the roots of the Gram matrices.
         damping: Relative damping δ ≥ 0.
         max_workspace_bytes: The memory to compute with at a time; None for as much as the device likes.
+        update_every: For how many steps roots serve.
     """
 
     correction: Correction
     inverse_root: InverseRoot
     damping: float
     max_workspace_bytes: int | None = None
+    update_every: int = 1
 
     @property
     def exponents(self) -> tuple[float, ...]:
@@ -49,7 +52,8 @@ class Recipe:
     @property
     def counts_steps(self) -> bool:
         """Whether the number of steps has to be remembered."""
-        return self.correction.uses_step or self.correction.rebalance_every is not None
+        scheduled = self.correction.rebalance_every is not None or self.update_every > 1
+        return self.correction.uses_step or scheduled
 
     @classmethod
     def of(
@@ -61,15 +65,17 @@ class Recipe:
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
         max_workspace_bytes: int | None = None,
+        update_every: int = 1,
     ) -> Recipe:
         """Makes a recipe of a user's options.
 
         Raises:
-            TypeError: `damping` is no number, or `rebalance_every` or `max_workspace_bytes` is no integer.
+            TypeError: `damping` is no number, or `rebalance_every`, `max_workspace_bytes` or `update_every` no integer.
             UnknownCorrectionError: No correction has that name.
-            UnsupportedCorrectionError: The correction has no bases that moments could follow.
-            ValueError: `damping` is negative or not finite, `rebalance_every` or `max_workspace_bytes` is below 1,
-                or `inverse_root`, `rescale` or `transport` is unknown.
+            UnsupportedCorrectionError: The correction has no bases that moments could follow, or none of the roots that
+                `update_every` is about, or needs them in every step.
+            ValueError: `damping` is negative or not finite, `rebalance_every`, `max_workspace_bytes` or `update_every`
+                is below 1, or `inverse_root`, `rescale` or `transport` is unknown.
         """
         require_number("damping", damping, "a finite number ≥ 0", lambda d: math.isfinite(d) and d >= 0)
         if rescale not in (None, "grad_norm"):
@@ -79,9 +85,26 @@ class Recipe:
         if max_workspace_bytes is not None:
             wanted = "a positive integer such as 2**30, or None for no bound"
             require_integer("max_workspace_bytes", max_workspace_bytes, wanted, lambda size: size >= 1)
+        wanted = "a whole number of steps ≥ 1, after which roots are computed anew"
+        require_integer("update_every", update_every, wanted, lambda steps: steps >= 1)
         correction = make_correction(correction)
         if rescale is not None:
             correction = KeepNorm(correction)
         if transport is not None or rebalance_every is not None:
             correction = TrackBasis(correction, transport is not None, rebalance_every)
-        return cls(correction, make_inverse_root(inverse_root), damping, max_workspace_bytes)
+        recipe = cls(correction, make_inverse_root(inverse_root), damping, max_workspace_bytes, update_every)
+        if update_every > 1:
+            _require_reusable(recipe)
+        return recipe
+
+
+def _require_reusable(recipe: Recipe) -> None:
+    if not recipe.exponents:
+        raise UnsupportedCorrectionError(
+            f"{recipe.correction} computes no roots of Gram matrices, so update_every changes nothing; leave it out"
+        )
+    if recipe.tracks_bases:
+        raise UnsupportedCorrectionError(
+            f"{recipe.correction} takes moments from one step's bases to the next one's, for which it needs the roots "
+            "of every step; leave out update_every, or what moves moments (transport, rebalance_every)"
+        )

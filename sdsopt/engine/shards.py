@@ -95,6 +95,13 @@ class Shards:
         """Returns what to add up along with Gram matrices, for `compare`."""
         return self._presence.parts(self._turned, like)
 
+    def add_up_words(self) -> Sequence[Tensor]:
+        """Adds these up by themselves, in a step that needs no Gram matrix."""
+        if not self.jobs:
+            return []
+        job = self.jobs[0]
+        return add_up(self.words(torch.empty(0, dtype=job.dtype, device=job.A.device)))
+
     def compare(self, counts: Sequence[Tensor]) -> None:
         """Makes sure that all processes have the same gradients, given the sums of `words`.
 

@@ -17,6 +17,7 @@ from sdsopt.engine.between_steps import MomentsOf, finish_step, require_partners
 from sdsopt.engine.buffers import Buffers
 from sdsopt.engine.clipping import clip
 from sdsopt.engine.job import Job
+from sdsopt.engine.kept_roots import KeptRoots
 from sdsopt.engine.many import copy, differences, flat, like, set_to_sums, shrunk
 from sdsopt.engine.memory import State, recall
 from sdsopt.engine.places import HERE, Places
@@ -25,7 +26,12 @@ from sdsopt.engine.recipe import Recipe
 from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.shards import Shards, Side
 from sdsopt.engine.stacks import stacks
-from sdsopt.errors import DoubleCorrectionError, StaleParametersError, UnsupportedGradientError
+from sdsopt.errors import (
+    DoubleCorrectionError,
+    StaleParametersError,
+    UnsupportedCorrectionError,
+    UnsupportedGradientError,
+)
 from sdsopt.linalg import limited_workspace, without_autocast
 from sdsopt.pairs import LoRAPair
 
@@ -68,6 +74,7 @@ class StepEngine:
         self._checked: dict[int, Hashable] = {}
         self._presence = Presence()
         self._gradients, self._values = Buffers(), Buffers()
+        self._roots = KeptRoots(recipe.update_every)
 
     def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
         """Returns the pairs of which the groups hold a factor, and remembers these factors.
@@ -89,6 +96,10 @@ class StepEngine:
                 self._was_owned |= sides
         require_trackable(found, self.recipe, owned)
         return found
+
+    def forget_roots(self) -> None:
+        """Makes the next step compute all roots: another run's state was loaded."""
+        self._roots.forget()
 
     def any_gradient(self, param_groups: Iterable[ParamGroup]) -> bool:
         """Tells whether any parameter of the groups has a gradient."""
@@ -119,11 +130,15 @@ class StepEngine:
             DoubleCorrectionError: `sdsopt.attach` corrects these gradients already.
             UnequalGradientsError: A sharded factor has a gradient on some processes only.
             UnsupportedCorrectionError: Factors were sharded meanwhile, and the correction needs them whole; or moments
-                are to be carried, and another optimizer trains the partner of a factor.
+                are to be carried, and another optimizer trains the partner of a factor; or a step that is not like
+                every other is captured in a CUDA graph.
         """
         correction = self.recipe.correction
         groups = {id(parameter): group for group in param_groups for parameter in group["params"]}
-        targets, shards = self._targets(groups, steps_taken(param_groups))
+        if self.recipe.counts_steps:
+            _require_uncaptured(self.recipe)
+        step = steps_taken(param_groups)
+        targets, shards = self._targets(groups, step)
         require_partners((target.job for target in targets), self.recipe, groups)
         if correction.keeps_memory:
             for target in targets:
@@ -135,7 +150,8 @@ class StepEngine:
             buffers.keep(groups)
         with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
             shards.exchange()
-            shards.compare(compute_roots(jobs, self.recipe, shards.words))
+            lacking = self._roots.lacking(jobs, step)
+            shards.compare(compute_roots(lacking, self.recipe, shards.words) if lacking else shards.add_up_words())
             gradients: dict[Tensor, Tensor | None] = {}
             for batch in self._batches(targets, groups):
                 gradients.update(self._precondition(batch))
@@ -158,6 +174,7 @@ class StepEngine:
                 )
             taken = [(target.job, target.before) for target in targets]
             finish_step(taken, self.recipe, param_groups, moments_of, state)
+            self._roots.keep(jobs)
 
     def _targets(self, groups: Mapping[int, ParamGroup], step: int) -> tuple[list[_Target], Shards]:
         """What is to be corrected: pairs that are here, and pairs that other processes hold a share of."""
@@ -312,6 +329,16 @@ class StepEngine:
         stacked = Batch([target.job for target in batch], before)
         mapped = flat(stacked.postcondition(self.recipe.correction, updates, rates))
         set_to_sums(parameters, decayed, mapped)
+
+
+def _require_uncaptured(recipe: Recipe) -> None:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise UnsupportedCorrectionError(
+            f"{recipe.correction} with update_every={recipe.update_every} and rebalance_every="
+            f"{recipe.correction.rebalance_every} does not do the same in each step, and a CUDA graph that is captured "
+            "of one step would repeat that one. Capture a correction that does, without these options, or take the "
+            "steps outside of graphs."
+        )
 
 
 def _require_unhooked(pair: LoRAPair, side: str, parameter: Parameter) -> None:

@@ -40,6 +40,8 @@ def assert_equal_to(states: list[State], expected: State, tolerance: float) -> N
         Case("sds-split", options=(("rescale", "grad_norm"),)),
         Case("sds", options=(("inverse_root", "svd"),)),
         Case("scaled", options=(("max_grad_norm", 0.1),)),
+        Case("sds", torch.float64, options=(("update_every", 2),)),
+        Case("sds-split", torch.float64, options=(("update_every", 3),)),
     ],
     ids=str,
 )
@@ -154,8 +156,10 @@ def test_one_infinite_element_stays_infinite_and_all_processes_skip(pools: Pools
         assert found["scale"] == 512.0
 
 
-def test_a_gradient_that_only_some_processes_have(pools: Pools) -> None:
-    for message in pools[4].run(fsdp2.one_process_has_no_gradient, Case("sds")):
+@pytest.mark.parametrize("update_every", [1, 5])  # with 5 the step has nothing else to add up
+def test_a_gradient_that_only_some_processes_have(update_every: int, pools: Pools) -> None:
+    case = Case("sds", options=(("update_every", update_every),))
+    for message in pools[4].run(fsdp2.one_process_has_no_gradient, case):
         assert message.startswith(
             "UnequalGradientsError: 3 of 4 processes have a gradient of factor A of second[default]"
         )

@@ -74,6 +74,9 @@ def trained(correction: str) -> tuple[Network, SDSPreconditioner]:
         ({"rebalance_every": 2.5}, TypeError, r"rebalance_every must be a whole number of steps .* got 2\.5"),
         ({"rebalance_every": True}, TypeError, "rebalance_every must be a whole number of steps .* got True"),
         ({"rebalance_every": 0}, ValueError, "rebalance_every must be a whole number of steps .* got 0"),
+        ({"update_every": 2.5}, TypeError, r"update_every must be a whole number of steps .* got 2\.5"),
+        ({"update_every": None}, TypeError, "update_every must be a whole number of steps .* got None"),
+        ({"update_every": 0}, ValueError, "update_every must be a whole number of steps .* got 0"),
         ({"rescale": "norm"}, ValueError, r"rescale must be .grad_norm. or None, got 'norm'"),
     ],
 )
@@ -430,6 +433,7 @@ def test_a_deleted_adapter_that_was_never_trained_is_no_concern() -> None:
         del factors["other"]
     before = copy.deepcopy(model.state_dict())
     model.loss().backward()
+    assert list(optimizer.diagnostics()) == ["first[default]", "second[default]"]
     optimizer.step()
     assert len(optimizer.pairs) == count
     assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if "lora" in name)

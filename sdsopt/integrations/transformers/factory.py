@@ -51,6 +51,7 @@ class SDSOptimizerFactory:
         transport: Literal["moments"] | None = None,
         rebalance_every: int | None = None,
         max_workspace_bytes: int | None = None,
+        update_every: int = 1,
     ) -> SDSPreconditioner:
         """Builds an `SDSPreconditioner` on the trainable parameters.
 
@@ -71,6 +72,7 @@ class SDSOptimizerFactory:
             transport: "moments" or None.
             rebalance_every: Number of steps, or None.
             max_workspace_bytes: Bound on the memory to compute with at a time, or None.
+            update_every: For how many steps roots serve.
 
         Returns:
             The optimizer.
@@ -112,6 +114,7 @@ class SDSOptimizerFactory:
             transport=transport,
             rebalance_every=rebalance_every,
             max_workspace_bytes=max_workspace_bytes,
+            update_every=update_every,
         )
 
 
