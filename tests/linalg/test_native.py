@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,25 @@ def test_they_are_the_products(blocks: int, length: int, rank: int, wide: bool, 
         assert found.dtype == dtype
         assert found.shape == like.shape
         assert oracle.relative_error(found, wanted) < precision
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="its vectors have one width")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_older_processors_have_narrower_vectors(
+    without: str, wide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = os.environ.get("CC", "cc")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", f"{compiler} {without}")
+    use_native_products()
+    for rank in range(8, 65):
+        X = factor(1, 150, rank, wide=wide, dtype=torch.float32)
+        M = torch.randn(1, rank, rank, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        exact = X.double()
+        assert kernels_for(X) is not None
+        torch.testing.assert_close(gram(X), exact.mT @ exact, rtol=1e-13, atol=1e-12)
+        assert oracle.relative_error(multiply_right(X, M), exact @ M) < torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize("wide", [False, True])

@@ -1,21 +1,40 @@
 /* Gram matrices of long factors, and their products with r x r matrices: read once, accumulated in float64.
  *
  * A factor is a matrix of d rows and r columns, in float32 or bfloat16. "tall": its rows are contiguous (B of a LoRA
- * pair). "wide": its columns are (A, seen as A^T). GCC's and Clang's vector types; what is wider than the processor's
- * registers is split by the compiler. */
+ * pair). "wide": its columns are (A, seen as A^T). GCC's and Clang's vector types, as wide as the processor's
+ * registers: wider ones go through memory. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* TILE and GROUP: what keeps 16 vectors of sums in registers. ROWS are converted at a time, and PITCH apart, which keeps
- * columns out of each other's cache sets. Below MIN_WORK elements a second thread costs more than it does. */
-enum { LANES = 8, TILE = 4, GROUP = 8, ROWS = 128, PITCH = ROWS + LANES, ALIGNMENT = 64, MIN_WORK = 1 << 14 };
+/* LANES: the doubles in a register. GROUP x 2 and TILE x TILE_B vectors of sums stay in registers: 16 where there are
+ * 32 of these, else 8. */
+#if defined(__AVX512F__)
+enum { LANES = 8, GROUP = 8, TILE = 4, TILE_B = 4 };
+#elif defined(__AVX__)
+enum { LANES = 4, GROUP = 4, TILE = 4, TILE_B = 2 };
+#else
+enum { LANES = 2, GROUP = 4, TILE = 4, TILE_B = 2 };
+#endif
+
+/* ROWS are converted at a time, and PITCH apart, which keeps columns out of each other's cache sets. Below MIN_WORK
+ * elements a second thread costs more than it does. */
+enum { ROWS = 128, PITCH = ROWS + 8, ALIGNMENT = 64, MIN_WORK = 1 << 14 };
 
 typedef double doubles __attribute__((vector_size(8 * LANES)));
 typedef float floats __attribute__((vector_size(4 * LANES)));
 
 static inline doubles get(const double *from) { doubles v; memcpy(&v, from, sizeof v); return v; }
 static inline void put(double *to, doubles v) { memcpy(to, &v, sizeof v); }
+
+/* Reads into a register: GCC would read from memory again for each use. */
+static inline doubles load(const double *from) {
+  doubles v = get(from);
+#ifdef __x86_64__
+  __asm__("" : "+v"(v));
+#endif
+  return v;
+}
 
 /* Converts n elements in a row. */
 static inline void widen(const void *x, long at, long n, int half, double *to) {
@@ -33,11 +52,11 @@ static inline void widen(const void *x, long at, long n, int half, double *to) {
   }
 }
 
-/* Writes up to LANES elements, rounded. */
+/* Writes up to LANES elements, rounded; none if `count` is not positive. */
 static inline void store(float *to, long count, doubles v) {
   floats f = __builtin_convertvector(v, floats);
   if (count >= LANES) memcpy(to, &f, sizeof f);
-  else memcpy(to, &f, count * sizeof(float));
+  else if (count > 0) memcpy(to, &f, count * sizeof(float));
 }
 
 /* Converts rows [from, from + rows) to float64. tall: buffer[row][width]; wide: buffer[column][PITCH], filled up with
@@ -62,24 +81,24 @@ static inline void convert(const void *x, long from, long rows, long d, long r, 
 
 /* Adds one or two tiles of X^T X of converted rows, from (a, b) to the right, to sums (width, width). */
 static inline void add_tiles(const double *buffer, long rows, long width, long a, long b, int tiles, double *sums) {
-  doubles s[LANES][2];
-  for (int i = 0; i < LANES; i++)
+  doubles s[GROUP][2];
+  for (int i = 0; i < GROUP; i++)
     for (int t = 0; t < tiles; t++) s[i][t] = get(sums + (a + i) * width + b + t * LANES);
   for (long j = 0; j < rows; j++) {
     const double *row = buffer + j * width;
     doubles p[2];
-    for (int t = 0; t < tiles; t++) p[t] = get(row + b + t * LANES);
+    for (int t = 0; t < tiles; t++) p[t] = load(row + b + t * LANES);
 #pragma GCC unroll 8
-    for (int i = 0; i < LANES; i++)
+    for (int i = 0; i < GROUP; i++)
       for (int t = 0; t < tiles; t++) s[i][t] += p[t] * row[a + i];
   }
-  for (int i = 0; i < LANES; i++)
+  for (int i = 0; i < GROUP; i++)
     for (int t = 0; t < tiles; t++) put(sums + (a + i) * width + b + t * LANES, s[i][t]);
 }
 
 /* Adds the upper tiles. */
 static inline void add_tall(const double *buffer, long rows, long width, double *sums) {
-  for (long a = 0; a < width; a += LANES) {
+  for (long a = 0; a < width; a += GROUP) {
     long b = a;
     if ((width - a) / LANES % 2) {
       add_tiles(buffer, rows, width, a, b, 1, sums);
@@ -92,30 +111,28 @@ static inline void add_tall(const double *buffer, long rows, long width, double 
 /* The same of wide ones. A vector holds LANES rows, so sums are vectors, one for each element, tile by tile. */
 static inline void add_wide(const double *buffer, long width, double *sums) {
   for (long a = 0; a < width; a += TILE)
-    for (long b = a; b < width; b += TILE, sums += TILE * TILE * LANES) {
-      doubles s[TILE][TILE];
+    for (long b = a; b < width; b += TILE_B, sums += TILE * TILE_B * LANES) {
+      doubles s[TILE][TILE_B];
       for (int i = 0; i < TILE; i++)
-        for (int k = 0; k < TILE; k++) s[i][k] = get(sums + (i * TILE + k) * LANES);
+        for (int k = 0; k < TILE_B; k++) s[i][k] = get(sums + (i * TILE_B + k) * LANES);
       for (long j = 0; j < ROWS; j += LANES) {
-        doubles p[TILE], q[TILE];
-        for (int i = 0; i < TILE; i++) {
-          p[i] = get(buffer + (a + i) * PITCH + j);
-          q[i] = get(buffer + (b + i) * PITCH + j);
-        }
+        doubles p[TILE], q[TILE_B];
+        for (int i = 0; i < TILE; i++) p[i] = load(buffer + (a + i) * PITCH + j);
+        for (int k = 0; k < TILE_B; k++) q[k] = load(buffer + (b + k) * PITCH + j);
         for (int i = 0; i < TILE; i++)
-          for (int k = 0; k < TILE; k++) s[i][k] += p[i] * q[k];
+          for (int k = 0; k < TILE_B; k++) s[i][k] += p[i] * q[k];
       }
       for (int i = 0; i < TILE; i++)
-        for (int k = 0; k < TILE; k++) put(sums + (i * TILE + k) * LANES, s[i][k]);
+        for (int k = 0; k < TILE_B; k++) put(sums + (i * TILE_B + k) * LANES, s[i][k]);
     }
 }
 
 /* Adds what add_wide added up to a matrix like that of add_tall. */
 static void collect(const double *sums, long width, double *matrix) {
   for (long a = 0; a < width; a += TILE)
-    for (long b = a; b < width; b += TILE)
+    for (long b = a; b < width; b += TILE_B)
       for (int i = 0; i < TILE; i++)
-        for (int k = 0; k < TILE; k++, sums += LANES)
+        for (int k = 0; k < TILE_B; k++, sums += LANES)
           for (int l = 0; l < LANES; l++) matrix[(a + i) * width + b + k] += sums[l];
 }
 
@@ -135,9 +152,10 @@ static inline long least(long a, long b) { return a < b ? a : b; }
 
 /* X^T X of `blocks` factors, one after the other in memory, into out (blocks, r, r). Returns 0, or 1 without memory. */
 int sdsopt_gram(const void *x, long blocks, long d, long r, int wide, int half, double *out, int threads) {
-  long width = up(r, LANES), pieces = (d + ROWS - 1) / ROWS, tiles = width / TILE;
+  long width = up(r, GROUP), pieces = (d + ROWS - 1) / ROWS;
   threads = d * r * blocks < MIN_WORK ? 1 : least(threads, pieces);
-  size_t vectors = wide ? tiles * (tiles + 1) / 2 * TILE * TILE * LANES : 0;
+  /* The upper tiles: in each row of them TILE / TILE_B fewer. */
+  size_t vectors = wide ? (width + TILE) / 2 * width * LANES : 0;
   size_t each = width * width + vectors + width * PITCH;
   double *work = aligned_alloc(ALIGNMENT, threads * each * sizeof(double));
   if (!work) return 1;
@@ -178,7 +196,7 @@ static inline void multiply_tall(const float *x, long from, long to, long r, lon
       doubles s[GROUP][2];
       memset(s, 0, sizeof s);
       for (long k = 0; k < r; k++) {
-        doubles p = get(m + k * width + b), q = get(m + k * width + b + second);
+        doubles p = load(m + k * width + b), q = load(m + k * width + b + second);
 #pragma GCC unroll 8
         for (int i = 0; i < GROUP; i++) {
           s[i][0] += p * buffer[i * r + k];
@@ -198,33 +216,33 @@ static inline void multiply_wide(const float *x, long from, long to, long d, lon
   for (long j = from; j < to; j += ROWS) {
     long rows = least(to - j, ROWS);
     convert(x, j, rows, d, r, width, 1, 0, buffer);
-    for (long a = 0; a < r; a += LANES)
+    for (long a = 0; a < r; a += GROUP)
       for (long i = 0; i < rows; i += 2 * LANES) {
-        doubles s[LANES][2];
+        doubles s[GROUP][2];
         memset(s, 0, sizeof s);
         for (long k = 0; k < r; k++) {
           const double *row = m + k * width + a;
-          doubles p = get(buffer + k * PITCH + i), q = get(buffer + k * PITCH + i + LANES);
+          doubles p = load(buffer + k * PITCH + i), q = load(buffer + k * PITCH + i + LANES);
 #pragma GCC unroll 8
-          for (int l = 0; l < LANES; l++) {
+          for (int l = 0; l < GROUP; l++) {
             s[l][0] += p * row[l];
             s[l][1] += q * row[l];
           }
         }
-        for (int l = 0; l < LANES && a + l < r; l++) {
+        for (int l = 0; l < GROUP && a + l < r; l++) {
           float *row = y + (a + l) * d + j + i;
           store(row, rows - i, s[l][0]);
-          if (rows - i > LANES) store(row + LANES, rows - i - LANES, s[l][1]);
+          store(row + LANES, rows - i - LANES, s[l][1]);
         }
       }
   }
 }
 
-/* Y = X M in float32 for `blocks` factors of the same layout, with matrices (blocks, r, r), or their transposes. Returns
- * 0, or 1 without memory. */
+/* Y = X M in float32 for `blocks` factors of the same layout, with matrices (blocks, r, r), or their transposes.
+ * Returns 0, or 1 without memory. */
 int sdsopt_multiply(const float *x, long blocks, long d, long r, int wide, const double *matrices, int transposed,
                     float *y, int threads) {
-  long width = up(r, LANES), pieces = (d + ROWS - 1) / ROWS;
+  long width = up(r, GROUP), pieces = (d + ROWS - 1) / ROWS;
   threads = d * r * blocks < MIN_WORK ? 1 : least(threads, pieces);
   double *work = aligned_alloc(ALIGNMENT, (width * width + threads * width * PITCH) * sizeof(double));
   if (!work) return 1;
