@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from sdsopt.linalg import copied
+
 if TYPE_CHECKING:
     from sdsopt.corrections.row_map import RowMap
 
@@ -37,7 +39,7 @@ class PairTensors(NamedTuple):
     def apart_from(self, given: PairTensors) -> PairTensors:
         """Copies what is the same tensor as in `given`: the identity hands that back, and optimizers write into it."""
         return PairTensors(
-            *(one.clone() if one is not None and one is g else one for one, g in zip(self, given, strict=True))
+            *(copied(one) if one is not None and one is g else one for one, g in zip(self, given, strict=True))
         )
 
 

@@ -20,7 +20,7 @@ from sdsopt.engine.roots import compute_roots
 from sdsopt.engine.zero3 import ForwardReader, is_partitioned
 from sdsopt.errors import PairShapeError, StaleParametersError, UnsupportedCorrectionError
 from sdsopt.every_step import BEFORE_STEP
-from sdsopt.linalg import limited_workspace, without_autocast
+from sdsopt.linalg import without_autocast, workspace
 from sdsopt.pairs import LoRAPair, Note, find_pairs, live, read_note
 from sdsopt.sharding import is_distributed
 
@@ -134,7 +134,7 @@ class BackwardEngine:
         with self._lock:
             job = self._job(pair, getattr(pair, side))
         one = PairTensors(gradient, None) if side == "A" else PairTensors(None, gradient)
-        with without_autocast({gradient.device.type}), limited_workspace(self.recipe.max_workspace_bytes):
+        with without_autocast({gradient.device.type}), workspace(self.recipe.max_workspace_bytes):
             [corrected] = Batch([job]).precondition(self.recipe.correction, [one])
         found = getattr(corrected, side)
         if found is None:  # to autograd, a hook that returns None leaves the gradient as it is
@@ -158,7 +158,7 @@ class BackwardEngine:
         for job in jobs.values():
             job.pair.check()
         device_types = {job.A.device.type for job in jobs.values()}
-        with torch.no_grad(), without_autocast(device_types), limited_workspace(self.recipe.max_workspace_bytes):
+        with torch.no_grad(), without_autocast(device_types), workspace(self.recipe.max_workspace_bytes):
             compute_roots(list(jobs.values()), self.recipe)
         self._jobs = jobs
         self._versions = self._present_versions()

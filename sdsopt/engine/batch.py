@@ -24,17 +24,10 @@ class Batch:
         self._jobs = jobs
         self._before = before
 
-    def precondition(
-        self, correction: Correction, gradients: Sequence[PairTensors], *, apart: bool = True
-    ) -> list[PairTensors]:
-        """Returns each job's corrected gradients; None for a factor that shall not step.
+    def precondition(self, correction: Correction, gradients: Sequence[PairTensors]) -> list[PairTensors]:
+        """Returns each job's corrected gradients, tensors of their own; None for a factor that shall not step.
 
         Each job is given its new memory.
-
-        Args:
-            correction: The correction.
-            gradients: The raw ones.
-            apart: Whether they must be tensors of their own also where nothing was corrected.
         """
         given = self._split(correction, gradients)
         if correction.keeps_memory:
@@ -42,7 +35,7 @@ class Batch:
         else:
             corrected = correction.precondition(self._factors(), given)
         _require_like(given, corrected, correction, "gradients")
-        return self._join(corrected.apart_from(given) if apart else corrected, gradients)
+        return self._join(corrected.apart_from(given), gradients)
 
     def postcondition(
         self, correction: Correction, updates: Sequence[PairTensors], rates: LearningRates

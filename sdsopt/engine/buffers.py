@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections import defaultdict
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
 
 class Buffers:
-    """One piece of memory for each parameter, on a CPU: the same one in every step.
+    """Hands out tensors on a CPU whose memory is the same in every step, unless somebody still holds it.
 
     A C library gives large blocks back to the system once they are free, and the system hands them out anew page by
     page: for the gradients of an 8B model's adapters that took as long as correcting them. Other devices' allocators
@@ -22,36 +23,42 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Tensor, Tensor] = {}
+        self._kept: dict[Hashable, list[Tensor]] = defaultdict(list)
+        self._handed_out: dict[Hashable, int] = defaultdict(int)  # in this round
+        self._needed: dict[Hashable, int] = defaultdict(int)  # in this step
 
-    def keep(self, parameters: Container[int]) -> None:
-        """Lets go of the memory of all parameters but these, given their ids."""
-        self._kept = {parameter: kept for parameter, kept in self._kept.items() if id(parameter) in parameters}
+    def start_step(self) -> None:
+        """Lets go of what the last step had no need of."""
+        for layout, kept in list(self._kept.items()):
+            del kept[self._needed[layout] :]
+        self._needed.clear()
+        self.start_round()
 
-    def like(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """Returns a tensor like this one, of any content, in the parameter's memory unless somebody still holds that.
+    def start_round(self) -> None:
+        """Begins again with the first tensors: part of what the step has filled is not needed any more."""
+        self._handed_out.clear()
 
-        Some optimizers, and some hooks, keep the gradient of a step for the next one.
+    def empty_like(self, tensor: Tensor, /, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Returns a tensor of the same shape and strides, of the same dtype unless one is given, and of any content.
+
+        Some optimizers, and some hooks, keep the gradient of a step for the next one: their memory is left to them.
         """
-        if not self.keeps(tensor):
-            return torch.empty_like(tensor)
-        kept = self._kept.get(parameter)
-        if kept is None or _layout(kept) != _layout(tensor) or _is_held(kept):
-            kept = self._kept[parameter] = torch.empty_like(tensor)
-        return kept.detach()  # another tensor on the same storage, so that the storage knows of all who hold it
-
-    @staticmethod
-    def keeps(tensor: Tensor) -> bool:
-        """Tells whether memory like this tensor's is kept."""
-        kept = tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-        return kept and not torch.is_inference_mode_enabled()
+        if tensor.device.type != "cpu" or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+            return torch.empty_like(tensor, dtype=dtype)
+        layout = tensor.shape, tensor.stride(), dtype or tensor.dtype
+        kept, index = self._kept[layout], self._handed_out[layout]
+        if index and not _is_held(kept[index - 1]):
+            index -= 1  # it was for a moment only
+        if index == len(kept):
+            kept.append(torch.empty_like(tensor, dtype=dtype))
+        elif _is_held(kept[index]):
+            kept[index] = torch.empty_like(tensor, dtype=dtype)
+        self._handed_out[layout] = index + 1
+        self._needed[layout] = max(index + 1, self._needed[layout])
+        return kept[index].detach()  # another tensor on the same storage, so that the storage knows of all who hold it
 
     def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
         return Buffers, ()
-
-
-def _layout(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _is_held(tensor: Tensor) -> bool:

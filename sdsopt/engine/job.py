@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdsopt.corrections import NO_MEMORY, Factors, Memory, PairTensors
 from sdsopt.engine.places import HERE, Places
-from sdsopt.linalg import accurate_dtype
+from sdsopt.linalg import accurate_dtype, empty_result
 from sdsopt.pairs import LoRAPair
 from sdsopt.sharding import whole
 
@@ -97,4 +97,4 @@ def _stored_like(factor: Tensor, tensor: Tensor, given: Tensor | None) -> Tensor
     # cannot compile as a whole.
     if not torch.compiler.is_compiling() and tensor.dtype == dtype and tensor.stride() == factor.stride():
         return tensor
-    return torch.empty_like(factor, dtype=dtype).copy_(tensor)
+    return empty_result(factor, dtype).copy_(tensor)

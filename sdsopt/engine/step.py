@@ -32,7 +32,7 @@ from sdsopt.errors import (
     UnsupportedCorrectionError,
     UnsupportedGradientError,
 )
-from sdsopt.linalg import limited_workspace, without_autocast
+from sdsopt.linalg import empty_result, without_autocast, workspace
 from sdsopt.pairs import LoRAPair
 
 ParamGroup = dict[str, Any]
@@ -73,7 +73,7 @@ class StepEngine:
         self._was_owned: set[tuple[int, str]] = set()
         self._checked: dict[int, Hashable] = {}
         self._presence = Presence()
-        self._gradients, self._values = Buffers(), Buffers()
+        self._buffers = Buffers()
         self._roots = KeptRoots(recipe.update_every)
 
     def owned_pairs(self, param_groups: Iterable[ParamGroup]) -> list[LoRAPair]:
@@ -146,9 +146,8 @@ class StepEngine:
         jobs = [*(target.job for target in targets), *shards.jobs]
         device_types = {job.A.device.type for job in jobs}
         bound = self.recipe.max_workspace_bytes
-        for buffers in (self._gradients, self._values):
-            buffers.keep(groups)
-        with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
+        self._buffers.start_step()
+        with torch.no_grad(), without_autocast(device_types), workspace(bound, self._buffers.empty_like):
             shards.exchange()
             lacking = self._roots.lacking(jobs, step)
             shards.compare(compute_roots(lacking, self.recipe, shards.words) if lacking else shards.add_up_words())
@@ -162,9 +161,10 @@ class StepEngine:
 
         with _gradients_replaced(gradients), self._clipped(param_groups, gradients):
             yield len(targets) + shards.corrected_pairs
-        gradients.clear()  # their memory is needed for the updates, unless it is kept
+        gradients.clear()  # their memory is needed for the updates
+        self._buffers.start_round()
 
-        with torch.no_grad(), without_autocast(device_types), limited_workspace(bound):
+        with torch.no_grad(), without_autocast(device_types), workspace(bound, self._buffers.empty_like):
             if correction.uses_updates:
                 stepped = [target for target in targets if target.steps]
                 for batch in self._batches(stepped, groups):
@@ -279,20 +279,13 @@ class StepEngine:
     def _precondition(self, batch: Sequence[_Target]) -> dict[Tensor, Tensor | None]:
         """Returns the corrected gradients by parameter; None for one that shall not step."""
         raw = [target.parameters.map(lambda parameter: parameter.grad) for target in batch]
-        settles = len(batch) == 1 and self._gradients.keeps(batch[0].job.A)  # a stack is small
-        stacked = Batch([target.job for target in batch])
-        corrected = stacked.precondition(self.recipe.correction, raw, apart=not settles)
-        gradients = {
+        corrected = Batch([target.job for target in batch]).precondition(self.recipe.correction, raw)
+        return {
             parameter: gradient
             for target, both in zip(batch, corrected, strict=True)
             for parameter, gradient in zip(target.parameters, both, strict=True)
             if parameter is not None
         }
-        if settles:
-            for parameter, gradient in gradients.items():
-                if gradient is not None:
-                    gradients[parameter] = self._gradients.like(gradient, parameter).copy_(gradient)
-        return gradients
 
     def _before_step(self, targets: Sequence[_Target], gradients: Mapping[Tensor, Tensor | None]) -> list[_Target]:
         """Keeps the values of those factors that are to step."""
@@ -301,7 +294,7 @@ class StepEngine:
             for target in targets
         ]
         parameters = flat(stepping)
-        copies = [self._values.like(parameter, parameter) for parameter in parameters]
+        copies = [empty_result(parameter) for parameter in parameters]
         copy(parameters, copies)
         return [
             _Target(target.job, *both) for target, *both in zip(targets, stepping, like(stepping, copies), strict=True)

@@ -13,7 +13,7 @@ from sdsopt.linalg.registry import available_inverse_roots, make_inverse_root
 from sdsopt.linalg.spectrum import symmetric_eigenvalues
 from sdsopt.linalg.svd import SVDInverseRoot
 from sdsopt.linalg.sylvester import solve_sylvester
-from sdsopt.linalg.workspace import limited_workspace
+from sdsopt.linalg.workspace import copied, empty_result, workspace
 
 __all__ = [
     "AutoInverseRoot",
@@ -26,8 +26,9 @@ __all__ = [
     "accurate_dtype",
     "available_inverse_roots",
     "balancing_transform",
+    "copied",
+    "empty_result",
     "gram",
-    "limited_workspace",
     "make_inverse_root",
     "multiply_left",
     "multiply_right",
@@ -36,4 +37,5 @@ __all__ = [
     "symmetric_eigenvalues",
     "use_native_products",
     "without_autocast",
+    "workspace",
 ]

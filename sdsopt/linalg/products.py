@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdsopt.linalg.native import kernels_for
 from sdsopt.linalg.precision import accurate_dtype
-from sdsopt.linalg.workspace import part_bytes
+from sdsopt.linalg.workspace import copied, empty_result, part_bytes
 
 # How much of a long tensor is converted at once: on a CPU what stays in its cache, elsewhere what keeps a GPU busy.
 _CPU_BYTES = 2 * 2**20
@@ -80,8 +80,9 @@ def _in_parts(tensor: Tensor, dim: int, matrix: Tensor, product: Callable[[Tenso
     matrix = matrix.to(dtype)
     parts = _parts(tensor, dim, dtype)
     if len(parts) == 1 and tensor.is_contiguous():
-        return product(matrix, tensor.to(dtype)).to(tensor.dtype)
-    result = torch.empty_like(tensor)  # with its strides, so that it goes back to where it came from without a copy
+        exact = product(matrix, tensor.to(dtype))
+        return exact if tensor.dtype == dtype else copied(exact, tensor.dtype)
+    result = empty_result(tensor)  # with its strides, so that it goes back to where it came from without a copy
     for part, target in zip(parts, result.split(parts[0].shape[dim], dim), strict=True):
         target.copy_(product(matrix, _converted(part, dtype)))
     return result

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 
-from sdsopt.linalg import limited_workspace
+from sdsopt.linalg import workspace
 from sdsopt.linalg.workspace import part_bytes
 
 USUAL = 1000
 
 
 def test_bounds_nest() -> None:
-    with limited_workspace(400):
+    with workspace(400):
         assert part_bytes(USUAL) == 100
-        with limited_workspace(None):
+        with workspace(None):
             assert part_bytes(USUAL) == USUAL
         assert part_bytes(USUAL) == 100
     assert part_bytes(USUAL) == USUAL
@@ -25,13 +25,13 @@ def test_a_bound_is_its_threads_own() -> None:
     seen: list[int] = []
 
     def other() -> None:
-        with limited_workspace(400):
+        with workspace(400):
             inside.set()
             outside.wait()
             seen.append(part_bytes(USUAL))
 
     thread = threading.Thread(target=other)
-    with limited_workspace(800):
+    with workspace(800):
         thread.start()
         inside.wait()
         assert part_bytes(USUAL) == 200

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sdsopt.linalg.native.build import build
+from sdsopt.linalg.workspace import empty_result
 
 _DTYPES = (torch.float32, torch.bfloat16)
 # Measured beside torch's products (MKL): below rank 8 most of a vector is empty, and above rank 64 a root no longer
@@ -87,7 +88,7 @@ class Kernels:
             return None
         if torch.is_grad_enabled() and matrix.requires_grad:
             return None
-        out = torch.empty_like(tensor)
+        out = empty_result(tensor)
         shape = _describe(tensor, rank_dim)
         pointers = matrix.data_ptr(), transposed, out.data_ptr()
         self._check(self._multiply(tensor.data_ptr(), *shape, *pointers, torch.get_num_threads()))
