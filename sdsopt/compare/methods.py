@@ -34,6 +34,7 @@ class Method:
             leaves both. A module-level function, or a `functools.partial` of one.
         shortest: The fewest steps that a run of it can have.
         damping: The correction's relative damping.
+        update_every: For how many steps roots serve.
     """
 
     name: str
@@ -42,13 +43,15 @@ class Method:
     reparametrize: Reparametrize | None = None
     shortest: int = 1
     damping: float = _DAMPING
+    update_every: int = 1
 
     @property
     def identity(self) -> str:
         """Tells apart two corrections of one name with different settings, in results on disk."""
         correction = "" if self.correction is None else f": {self.correction!r}"
         damping = "" if self.damping == _DAMPING else f", damping {self.damping:g}"
-        return f"{self.name}{correction}{damping}"
+        reuse = "" if self.update_every == 1 else f", roots of every {self.update_every} steps"
+        return f"{self.name}{correction}{damping}{reuse}"
 
     def set_up(self, model: nn.Module, optimizer: Optimizer, steps: int) -> Optimizer:
         """Makes a run this method's.
@@ -65,7 +68,9 @@ class Method:
             self.reparametrize(model, optimizer, steps)
         if self.correction is None:
             return optimizer
-        return SDSPreconditioner(optimizer, model, self.correction, damping=self.damping)
+        return SDSPreconditioner(
+            optimizer, model, self.correction, damping=self.damping, update_every=self.update_every
+        )
 
 
 def _papers_parametrization(model: nn.Module, optimizer: Optimizer, steps: int) -> None:

@@ -1,4 +1,7 @@
-"""The same simple operation on many tensors: one call for all of them, where a device has that."""
+"""The same simple operation on many tensors: one call for all of them, where a device has that.
+
+A CPU has not: there each result is written where it belongs, as what is new comes page by page from the system.
+"""
 
 # torch's own optimizers are made of these functions; their names are private all the same.
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdsopt.corrections import PairTensors
+from sdsopt.linalg import empty_result
 
 
 def copy(tensors: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
@@ -21,21 +25,35 @@ def copy(tensors: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
 
 def shrunk(tensors: Sequence[Tensor], shares: Sequence[float | Tensor]) -> list[Tensor]:
     """Returns tensor·(1 - share) for each; the tensors themselves where no share is taken off any."""
-    if any(isinstance(share, Tensor) for share in shares):
-        return [tensor * (1 - share) for tensor, share in zip(tensors, shares, strict=True)]
-    if not any(shares):
+    numbers = [share for share in shares if not isinstance(share, Tensor)]
+    all_numbers = len(numbers) == len(shares)
+    if all_numbers and not any(numbers):
         return list(tensors)
-    return list(torch._foreach_mul(list(tensors), [1 - share for share in shares if not isinstance(share, Tensor)]))
+    if _one_by_one(tensors):
+        return [torch.mul(one, 1 - share, out=empty_result(one)) for one, share in zip(tensors, shares, strict=True)]
+    if all_numbers:
+        return list(torch._foreach_mul(list(tensors), [1 - number for number in numbers]))
+    return [tensor * (1 - share) for tensor, share in zip(tensors, shares, strict=True)]
 
 
 def differences(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """Returns tensor - other for each."""
+    if _one_by_one(tensors):
+        return [torch.sub(one, other, out=empty_result(one)) for one, other in zip(tensors, others, strict=True)]
     return list(torch._foreach_sub(list(tensors), list(others)))
 
 
 def set_to_sums(targets: Sequence[Tensor], tensors: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     """Writes tensor + other into each target."""
+    if _one_by_one(targets):
+        for target, one, other in zip(targets, tensors, others, strict=True):
+            torch.add(one, other, out=target)
+        return
     torch._foreach_copy_(list(targets), torch._foreach_add(list(tensors), list(others)))
+
+
+def _one_by_one(tensors: Sequence[Tensor]) -> bool:
+    return not torch.compiler.is_compiling() and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def flat(pairs: Iterable[PairTensors]) -> list[Tensor]:

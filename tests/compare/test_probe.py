@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -102,3 +103,14 @@ def test_few_layers_are_watched_and_spread_over_the_model() -> None:
         model(x).sum().backward()
     assert hooks == [0, 2, 4, 6, 8, 10, 12, 14]
     assert not any(layer._forward_hooks for layer in model)
+
+
+@pytest.mark.parametrize("options", [{"damping": 0.1}, {"update_every": 3}])
+def test_a_methods_options_are_its_identity(options: dict[str, Any]) -> None:
+    """Else a sweep would take the one's results for the other's. And they act."""
+    plain = make_method("sds")
+    other = replace(plain, **options)
+    assert other.identity != plain.identity
+    losses = [train(Regression(), Run(m, make_inner("sgd"), 0.02, 0, 3, 9), "f").losses for m in (plain, other)]
+    assert losses[0][0] == losses[1][0]
+    assert losses[0] != losses[1]
