@@ -67,17 +67,18 @@ class Batch:
     def _factors(self) -> Factors:
         # Not `Job.present`: what is converted for this batch would stay until the end of the step.
         before = self._before or [PairTensors(None, None)] * len(self._jobs)
-        each = [job.factors(values) for job, values in zip(self._jobs, before, strict=True)]
-        if len(each) == 1:
-            return each[0]
+        first = self._jobs[0]
+        if len(self._jobs) == 1:
+            return first.factors(before[0])
+        A, B = zip(*(job.stored(values) for job, values in zip(self._jobs, before, strict=True)), strict=True)
         return Factors(
-            stored_A=torch.cat([one.stored_A for one in each]),
-            stored_B=torch.cat([one.stored_B for one in each]),
-            scaling=each[0].scaling,
-            dtype=each[0].dtype,
-            roots_A={p: torch.cat([one.roots_A[p] for one in each]) for p in each[0].roots_A},
-            roots_B={p: torch.cat([one.roots_B[p] for one in each]) for p in each[0].roots_B},
-            step=each[0].step,
+            stored_A=torch.cat(A),
+            stored_B=torch.cat(B),
+            scaling=first.scaling,
+            dtype=first.dtype,
+            roots_A={p: torch.cat([job.roots_A[p] for job in self._jobs]) for p in first.roots_A},
+            roots_B={p: torch.cat([job.roots_B[p] for job in self._jobs]) for p in first.roots_B},
+            step=first.step,
         )
 
     def _by_name(self, stacked: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:

@@ -69,10 +69,10 @@ class Job:
 
     def factors(self, before: PairTensors) -> Factors:
         """The factors for a correction: their values `before` a step where these are given, else the present ones."""
-        A, B = self._blocks
+        A, B = self.stored(before)
         return Factors(
-            stored_A=A if before.A is None else self.pair.split_A(before.A),
-            stored_B=B if before.B is None else self.pair.split_B(before.B),
+            stored_A=A,
+            stored_B=B,
             scaling=self.scaling,
             dtype=self.dtype,
             roots_A=self.roots_A,
@@ -80,6 +80,19 @@ class Job:
             stored_E=self._diagonal,
             step=self.step,
         )
+
+    def stored(self, before: PairTensors) -> tuple[Tensor, Tensor]:
+        """The factors as (e, r, n) and (e, m, r): their values `before` a step where these are given."""
+        A, B = self._blocks
+        return (
+            A if before.A is None else self.pair.split_A(before.A),
+            B if before.B is None else self.pair.split_B(before.B),
+        )
+
+    @property
+    def partners(self) -> tuple[Tensor, Tensor]:
+        """What gB came through (e, r, n), and what gA came through (e, m, r)."""
+        return self._blocks if self._diagonal is None else (self.present.partner_A, self.present.partner_B)
 
     @cached_property
     def _blocks(self) -> tuple[Tensor, Tensor]:

@@ -89,9 +89,7 @@ def _given(jobs: Sequence[Job]) -> _Batch:
 
 
 def _sides(job: Job) -> tuple[_Side, _Side]:
-    factors = job.present
-    plain = factors.stored_E is None
-    wide, tall = (factors.stored_A, factors.stored_B) if plain else (factors.partner_A, factors.partner_B)
+    wide, tall = job.partners
     return _Side(job.roots_A, wide, True, job.where.A.sums), _Side(job.roots_B, tall, False, job.where.B.sums)
 
 

@@ -49,7 +49,7 @@ class _Target(NamedTuple):
     @property
     def steps(self) -> bool:
         """Whether any factor does."""
-        return any(parameter is not None for parameter in self.parameters)
+        return self.parameters.A is not None or self.parameters.B is not None
 
 
 class StepEngine:
