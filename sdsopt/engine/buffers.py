@@ -47,7 +47,7 @@ class Buffers:
             return torch.empty_like(tensor, dtype=dtype)
         layout = tensor.shape, tensor.stride(), dtype or tensor.dtype
         kept, index = self._kept[layout], self._handed_out[layout]
-        if index and not _is_held(kept[index - 1]):
+        while index and not _is_held(kept[index - 1]):
             index -= 1  # it was for a moment only
         if index == len(kept):
             kept.append(torch.empty_like(tensor, dtype=dtype))

@@ -43,6 +43,20 @@ def test_peak_extra_memory(adapter: Adapter, correction: str, copies: int) -> No
     assert peak_extra_bytes(optimizer.step) < AT_A_TIME
 
 
+@pytest.mark.parametrize(("correction", "copies"), [("sds", 1), ("sds-split", 2), ("lora-pro", 1)])
+def test_what_stays_between_steps(correction: str, copies: int) -> None:
+    """With weight decay, for which more is computed. It is enough for the next step."""
+    small = Adapter(ModelShape("", (LayerShape(3000, 2000), LayerShape(2000, 3000)), 60), 60, 4, torch.float32, "cpu")
+    small.backward()
+    optimizer = SDSPreconditioner(torch.optim.AdamW(small.parameters(), lr=1e-3, fused=True), small, correction)
+    optimizer.step()
+    for _ in range(2):
+        assert peak_extra_bytes(optimizer.step) < 0.2 * small.num_bytes
+        kept = optimizer._engine._buffers._kept  # pyright: ignore
+        stays = sum(tensor.nbytes for tensors in kept.values() for tensor in tensors)
+        assert copies * small.num_bytes <= stays < (copies + 0.2) * small.num_bytes
+
+
 def test_a_copy_keeps_memory_of_its_own() -> None:
     """A wrapper that was copied after a step holds none of that memory, and steps by itself."""
     small = Adapter(ModelShape("", (LayerShape(300, 200),), 2), 2, 4, torch.float32, "cpu")
