@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  ## Install, and run the main job: sdsopt compare (about 4 m
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.test  ## Install, and run the tests with coverage
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --cov --cov-report=
 	$(BIN)/coverage report
 
 lint: $(VENV)/.test  ## Check style and formatting

@@ -43,7 +43,7 @@ def test_peak_extra_memory(adapter: Adapter, correction: str, copies: int) -> No
     assert peak_extra_bytes(optimizer.step) < AT_A_TIME
 
 
-@pytest.mark.parametrize(("correction", "copies"), [("sds", 1), ("sds-split", 2), ("lora-pro", 1)])
+@pytest.mark.parametrize(("correction", "copies"), [("sds", 1), ("sds-split", 2)])
 def test_what_stays_between_steps(correction: str, copies: int) -> None:
     """With weight decay, for which more is computed. It is enough for the next step."""
     small = Adapter(ModelShape("", (LayerShape(3000, 2000), LayerShape(2000, 3000)), 60), 60, 4, torch.float32, "cpu")
