@@ -16,7 +16,7 @@ _Seen = tuple[object, ...]
 
 
 class _Kept(NamedTuple):
-    """A pair's roots, and what its factors looked like when they were last stepped on."""
+    """A pair's roots, and what its factors looked like after the last step."""
 
     roots_A: dict[float, Tensor]
     roots_B: dict[float, Tensor]
@@ -76,7 +76,7 @@ class KeptRoots:
 
 
 def _seen(job: Job) -> _Seen:
-    A, B = job.pair.A, job.pair.B
+    parameters = [parameter for parameter in (job.pair.A, job.pair.B, job.pair.E) if parameter is not None]
     # Processes must agree on it where they compute the roots together, and their parts of a factor may differ in this.
-    versions = (A._version, B._version) if job.where is HERE and not torch.compiler.is_compiling() else ()
-    return id(A), id(B), A.device, B.device, *versions
+    has_versions = job.where is HERE and not torch.compiler.is_compiling()
+    return tuple((id(p), p.device, p._version if has_versions else None) for p in parameters)

@@ -168,6 +168,28 @@ def test_one_changed_pair_leaves_the_others() -> None:
     assert counting.ranks == [3]
 
 
+def test_a_masked_diagonal_makes_them_new() -> None:
+    """AdaLoRA's budget sets some of it to zero after a step."""
+    peft = pytest.importorskip("peft", exc_type=ImportError)
+    config = peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["0"])
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(6, 5)), config)
+    [pair] = find_pairs(model)
+    assert pair.E is not None
+    nn.init.normal_(pair.E)
+    counting = Counting()
+    optimizer = SDSPreconditioner(SGD(model.parameters(), lr=RATE), model, update_every=5, inverse_root=counting)
+    for masked in (False, False, True, False):
+        if masked:
+            with torch.no_grad():
+                pair.E[1] = 0
+        counting.ranks.clear()
+        optimizer.zero_grad()
+        model(torch.ones(2, 6)).square().sum().backward()
+        steps = optimizer.param_groups[0].get("sdsopt_steps", 0)
+        optimizer.step()
+        assert bool(counting.ranks) == (steps == 0 or masked)
+
+
 def test_a_pair_that_joins_later_gets_its_own() -> None:
     model, counting = Network(), Counting()
     optimizer = wrapped(model, 5, inverse_root=counting)
