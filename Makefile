@@ -15,6 +15,8 @@ demo: $(VENV)/.demo  ## Install, and run the main job: sdsopt compare (about 4 m
 
 # The tensors of the tests are small, and several threads for them only wait for each other.
 test: export OMP_NUM_THREADS = 1
+# The processes that share the tests must give them the same names.
+test: export PYTHONHASHSEED = 0
 test: $(VENV)/.test  ## Install, and run the tests with coverage
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --cov --cov-report=
