@@ -94,11 +94,13 @@ def _sides(job: Job) -> tuple[_Side, _Side]:
 
 
 def _reduce(sides: Sequence[_Side], recipe: Recipe) -> list[tuple[_Side, Tensor]]:
-    """Returns each side with its matrices (e, r, r)."""
+    """Returns each side with its matrices (e, r, r), in the order of the sides, which all processes have in common."""
     result: list[tuple[_Side, Tensor]] = []
     for group in stacks(sides, lambda side: [side.factor], lambda side: side.wide, recipe.max_workspace_bytes):
         factors = group[0].factor if len(group) == 1 else torch.cat([side.factor for side in group])
         reduced = recipe.inverse_root.reduce(factors.mT if group[0].wide else factors)
         parts = [reduced] if len(group) == 1 else reduced.split(len(group[0].factor))
         result += zip(group, parts, strict=True)
-    return result
+    # In the order of the sides again: shards of one factor may differ in length, and their stacks from those of others.
+    by_side = {id(side.roots): (side, matrices) for side, matrices in result}
+    return [by_side[id(side.roots)] for side in sides]

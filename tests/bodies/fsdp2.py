@@ -129,6 +129,32 @@ def one_element_overflows(case: Case) -> dict[str, Any]:
     }
 
 
+class SideBySide(nn.Module):
+    """Pairs of one A, whose B have these numbers of rows."""
+
+    def __init__(self, rows: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            lora_linear(m, 10, 4, condition=5.0, seed=3 * i, dtype=torch.float64) for i, m in enumerate(rows)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([layer(x).tanh().square().sum() for layer in self.layers])
+
+
+def uneven(correction: str, rows: tuple[int, ...]) -> State:
+    """One step; in one process without shards."""
+    model = SideBySide(rows)
+    if dist.is_initialized():
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    optimizer = SDSPreconditioner(torch.optim.SGD(model.parameters(), lr=0.01), model, correction)
+    model(batch(0, torch.float64)).sum().backward()
+    optimizer.step()
+    return whole(model)
+
+
 def one_process_has_no_gradient(case: Case) -> str:
     """Returns the error; the collectives go on to the end."""
     model = sharded(case)

@@ -50,6 +50,16 @@ def test_equals_one_process(case: Case, size: int, pools: Pools) -> None:
     assert_equal_to(pools[size].run(fsdp2.training, case), common.alone(case), tolerance)
 
 
+@pytest.mark.parametrize("correction", ["sds", "sds-split", "lora-pro"])
+@pytest.mark.parametrize("rows", [(5, 6, 5), (6, 5, 6, 7)])
+def test_shards_whose_lengths_differ_from_process_to_process(
+    rows: tuple[int, ...], correction: str, pools: Pools
+) -> None:
+    """Of 5 and 6 rows the first of two processes has 3 and 3, the second 2 and 3: they stack other pairs."""
+    expected = fsdp2.uneven(correction, rows)
+    assert_equal_to(pools[2].run(fsdp2.uneven, correction, rows), expected, 1e-12)
+
+
 @pytest.mark.parametrize("correction", ["sds", "sds-split"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_factors_cut_across_columns(size: int, correction: str, pools: Pools) -> None:
