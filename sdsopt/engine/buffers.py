@@ -63,4 +63,7 @@ class Buffers:
 
 def _is_held(tensor: Tensor) -> bool:
     storage = tensor.untyped_storage()
+    # Or another process holds it, or somebody has freed it.
+    if storage.is_shared() or storage.nbytes() != tensor.nbytes:
+        return True
     return torch._C._storage_Use_Count(storage._cdata) > 2  # the tensor itself, and `storage`

@@ -107,6 +107,32 @@ def test_a_gradient_that_is_kept_is_not_written_over(
     assert min(found[0]) > 0.1
 
 
+@pytest.mark.parametrize("end", ["shared", "freed"])
+def test_memory_that_was_shared_or_freed_is_not_written_over(end: str) -> None:
+    """By a hook that sends gradients to another process, or by an optimizer that saves memory."""
+    adapter = Adapter(ModelShape("", (LayerShape(3000, 2000),), 1), 1, 4, torch.float32, "cpu")
+    adapter.backward()
+    inner = torch.optim.SGD(adapter.parameters(), lr=1e-2)
+    optimizer = SDSPreconditioner(inner, adapter)
+    [first, *_] = adapter.parameters()
+    seen: list[tuple[int, float]] = []
+
+    def after(*_: object) -> None:
+        assert first.grad is not None
+        storage = first.grad.untyped_storage()
+        seen.append((storage.data_ptr(), first.grad.norm().item()))
+        if end == "shared":
+            storage.share_memory_()
+        else:
+            storage.resize_(0)
+
+    inner.register_step_post_hook(after)
+    for _ in range(3):
+        optimizer.step()
+    assert len(seen) == 3
+    assert all(norm > 0 for _, norm in seen)
+
+
 def test_steps_inside_and_outside_of_inference_mode() -> None:
     adapter = Adapter(ModelShape("", (LayerShape(30, 20),), 1), 1, 4, torch.float32, "cpu")
     adapter.backward()
