@@ -91,7 +91,8 @@ class SDSPreconditioner(Optimizer):
             a few copies of it. Less memory takes more calls. None (default) bounds nothing.
         update_every: For how many steps the roots of a pair serve. 1 (default): each step has its own. More saves their
             time and makes the correction inexact, see docs/performance.md. They are computed where the number of steps
-            is a multiple of it, so a run that is saved there resumes bit for bit.
+            is a multiple of it, so a run that is saved there resumes bit for bit; see also `refresh`. Give one
+            optimizer both factors of a pair: another one's steps make roots old.
 
     Raises:
         DoubleCorrectionError: `sdsopt.attach` corrects the model's gradients already.
@@ -185,11 +186,21 @@ class SDSPreconditioner(Optimizer):
         """The pairs known to the wrapper, those of frozen adapters included."""
         return self._engine.pairs
 
+    def refresh(self) -> None:
+        """Makes the next step compute the roots of all pairs, where `update_every` lets older ones serve.
+
+        For when the factors were changed by something else than a step or `load_state_dict`. In one process, such a
+        change is noticed by itself, unless it writes through ``.data`` or the step is compiled. Call it on all
+        processes.
+        """
+        self._engine.forget_roots()
+
     def diagnostics(self) -> dict[str, PairMeasurement]:
         """Measures the pairs and their present gradients, raw ("lora") and corrected; see `sdsopt.Recorder`.
 
         Call it between `backward` and `step`. It changes nothing, and costs nothing unless called. A correction that
-        counts steps, or remembers gradients, is measured as in the step to come.
+        counts steps, or remembers gradients, is measured as in the step to come; but always with the roots of the
+        present factors, also where `update_every` lets older ones serve.
 
         Returns:
             The measurements by pair name, of pairs that have a gradient; the correction's under "corrected".

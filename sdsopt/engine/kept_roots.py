@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from sdsopt.engine.job import Job
-from sdsopt.engine.places import HERE
 from sdsopt.pairs import LoRAPair
 
-_Seen = tuple[object, ...]
+_Look = tuple[object, ...]
 
 
 class _Kept(NamedTuple):
-    """A pair's roots, and what its factors looked like after the last step."""
+    """A pair's roots, and what its parameters looked like after the last step."""
 
     roots_A: dict[float, Tensor]
     roots_B: dict[float, Tensor]
-    factors: _Seen
+    parameters: list[Parameter]  # so that no other one can have the address of one of these
+    looks: list[_Look]
 
 
 class KeptRoots:
@@ -29,8 +31,12 @@ class KeptRoots:
     A run that is saved at such a step and resumed goes on bit for bit, as nothing needs to be saved. Otherwise the
     roots are computed at once, and then at the next multiple.
 
-    Roots are not used any more once anything but the optimizer's step has changed a factor, such as loading a
-    checkpoint. A copy or a pickle of it is empty.
+    In one process, roots are not used any more once something else than the optimizer's step has changed a parameter
+    of the pair. That cannot be told where it writes through ``.data``, nor inside `torch.compile`; and it is not looked
+    for where there are several processes, since all must compute roots in the same steps. There, and everywhere,
+    `forget` does it.
+
+    A copy or a pickle of it is empty.
 
     Args:
         update_every: The number of steps, at least 1. With 1 nothing is kept.
@@ -59,7 +65,7 @@ class KeptRoots:
         without: list[Job] = []
         for job in jobs:
             kept = self._of.get(job.pair)
-            if kept is None or kept.factors != _seen(job):
+            if kept is None or kept.looks != [_look(parameter) for parameter in _parameters(job)]:
                 without.append(job)
             else:
                 job.roots_A.update(kept.roots_A)
@@ -68,15 +74,29 @@ class KeptRoots:
 
     def keep(self, jobs: Sequence[Job]) -> None:
         """Keeps the jobs' roots. After the step, so that its own change of the factors is known."""
-        if self._update_every > 1:
-            self._of.update({job.pair: _Kept(job.roots_A, job.roots_B, _seen(job)) for job in jobs})
+        if self._update_every == 1:
+            return
+        for job in jobs:
+            parameters = _parameters(job)
+            self._of[job.pair] = _Kept(job.roots_A, job.roots_B, parameters, [_look(p) for p in parameters])
 
     def __reduce__(self) -> tuple[type[KeptRoots], tuple[int]]:
         return KeptRoots, (self._update_every,)
 
 
-def _seen(job: Job) -> _Seen:
-    parameters = [parameter for parameter in (job.pair.A, job.pair.B, job.pair.E) if parameter is not None]
-    # Processes must agree on it where they compute the roots together, and their parts of a factor may differ in this.
-    has_versions = job.where is HERE and not torch.compiler.is_compiling()
-    return tuple((id(p), p.device, p._version if has_versions else None) for p in parameters)
+def _parameters(job: Job) -> list[Parameter]:
+    """What the pair's roots depend on."""
+    pair = job.pair
+    return [parameter for parameter in (pair.A, pair.B, pair.E) if parameter is not None]
+
+
+def _look(parameter: Parameter) -> _Look:
+    same_for_all = id(parameter), parameter.shape, parameter.device
+    if torch.compiler.is_compiling() or _has_several_processes() or type(parameter) is not Parameter:
+        return same_for_all
+    version = None if parameter.is_inference() else parameter._version
+    return *same_for_all, parameter.data_ptr(), version
+
+
+def _has_several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -98,7 +98,7 @@ class StepEngine:
         return found
 
     def forget_roots(self) -> None:
-        """Makes the next step compute all roots: another run's state was loaded."""
+        """Makes the next step compute all roots, whenever they are due."""
         self._roots.forget()
 
     def any_gradient(self, param_groups: Iterable[ParamGroup]) -> bool:

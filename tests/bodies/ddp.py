@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
@@ -13,6 +16,20 @@ def training(case: Case) -> State:
     model = network(case)
     parallel = DistributedDataParallel(model)
     train(parallel, optimizer_of(parallel, case), case)
+    return whole(model)
+
+
+def first_one_evaluates_others(case: Case) -> State:
+    """Between two steps the first process takes other weights, and its own again."""
+    model = network(case)
+    parallel = DistributedDataParallel(model)
+    optimizer = optimizer_of(parallel, case)
+    for step in range(case.steps):
+        train(parallel, optimizer, replace(case, steps=1), first=step)
+        if dist.get_rank() == 0:
+            own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            model.load_state_dict({name: 0.9 * tensor for name, tensor in own.items()})
+            model.load_state_dict(own)
     return whole(model)
 
 

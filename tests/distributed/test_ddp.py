@@ -27,6 +27,13 @@ def test_replicas_are_bit_identical_for_200_steps(body: object, correction: str,
             assert torch.equal(other[name], tensor), name
 
 
+def test_replicas_compute_roots_in_the_same_steps(pools: Pools) -> None:
+    """Whatever only one of them has done to its factors meanwhile."""
+    first, other = pools[2].run(ddp.first_one_evaluates_others, Case("sds", options=(("update_every", 10),), steps=6))
+    for name, tensor in first.items():
+        assert torch.equal(other[name], tensor), name
+
+
 @pytest.mark.parametrize("correction", ["sds", "scaled"])
 def test_hook_mode_equals_one_process(correction: str, pools: Pools) -> None:
     case = Case(correction, micro=3)

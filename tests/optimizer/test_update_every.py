@@ -141,7 +141,38 @@ def copied(run: Followed, optimizer: Any) -> Any:
     return optimizer
 
 
-@pytest.mark.parametrize("change", [loaded, loaded_in_place, other_weights, counted_anew, copied])
+def other_data(run: Followed, optimizer: Any) -> Any:
+    vector = nn.utils.parameters_to_vector(run.model.parameters())
+    nn.utils.vector_to_parameters(1.1 * vector, run.model.parameters())  # through .data
+    return optimizer
+
+
+def smaller_rank(run: Followed, optimizer: Any) -> Any:
+    for layer in (run.model.first, run.model.second):
+        layer.A.data, layer.B.data = layer.A.data[:2], layer.B.data[:, :2]
+    return optimizer
+
+
+def refreshed(run: Followed, optimizer: Any) -> Any:
+    for parameter in run.model.parameters():
+        parameter.data.mul_(1.1)
+    optimizer.refresh()
+    return optimizer
+
+
+CHANGES = [
+    loaded,
+    loaded_in_place,
+    other_weights,
+    counted_anew,
+    copied,
+    other_data,
+    smaller_rank,
+    refreshed,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_change_from_outside_makes_them_new(change: Callable[[Followed, Any], Any]) -> None:
     """Between multiples: at once, and not again before the next one."""
     run = Followed()
