@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
 from sdsopt.engine.job import Job
 from sdsopt.pairs import LoRAPair
+from sdsopt.sharding import has_several_processes
 
 _Look = tuple[object, ...]
 
@@ -92,11 +92,7 @@ def _parameters(job: Job) -> list[Parameter]:
 
 def _look(parameter: Parameter) -> _Look:
     same_for_all = id(parameter), parameter.shape, parameter.device
-    if torch.compiler.is_compiling() or _has_several_processes() or type(parameter) is not Parameter:
+    if torch.compiler.is_compiling() or has_several_processes() or type(parameter) is not Parameter:
         return same_for_all
     version = None if parameter.is_inference() else parameter._version
     return *same_for_all, parameter.data_ptr(), version
-
-
-def _has_several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -3,7 +3,7 @@
 from sdsopt.sharding.axes import Axes
 from sdsopt.sharding.distribution import WHOLE, Distribution, is_distributed, whole
 from sdsopt.sharding.exchange import collect, spread
-from sdsopt.sharding.group import Group
+from sdsopt.sharding.group import Group, has_several_processes
 from sdsopt.sharding.sums import add_up, merge
 from sdsopt.sharding.turn import Turn
 
@@ -15,6 +15,7 @@ __all__ = [
     "Turn",
     "add_up",
     "collect",
+    "has_several_processes",
     "is_distributed",
     "merge",
     "spread",

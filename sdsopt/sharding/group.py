@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+def has_several_processes() -> bool:
+    """Tells whether this process is one of several that communicate."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 @final
 @dataclass(frozen=True)
 class Group:
