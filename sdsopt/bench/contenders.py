@@ -53,18 +53,25 @@ class Contender(ABC):
         return 0
 
 
-@final
-class Step(Contender):
-    """An optimizer's step."""
+class _OfOptimizer(Contender):
+    """What times an optimizer's step, however that is made ready."""
 
-    def __init__(self, name: str, optimizer: Optimizer, *, own_state: bool = True, foreign: bool = False) -> None:
+    def __init__(self, name: str, optimizer: Optimizer) -> None:
         self.name = name
-        self.foreign = foreign
         self._optimizer = optimizer
-        self._own_state = own_state
 
     def run(self) -> None:
         self._optimizer.step()
+
+
+@final
+class Step(_OfOptimizer):
+    """An optimizer's step."""
+
+    def __init__(self, name: str, optimizer: Optimizer, *, own_state: bool = True, foreign: bool = False) -> None:
+        super().__init__(name, optimizer)
+        self.foreign = foreign
+        self._own_state = own_state
 
     def state_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.state_tensors()) if self._own_state else 0
@@ -76,12 +83,8 @@ class Step(Contender):
 
 
 @final
-class ReusingStep(Contender):
+class ReusingStep(_OfOptimizer):
     """A step with the roots of the one before."""
-
-    def __init__(self, name: str, optimizer: Optimizer) -> None:
-        self.name = name
-        self._optimizer = optimizer
 
     @contextlib.contextmanager
     def ready(self) -> Generator[None]:
@@ -89,17 +92,10 @@ class ReusingStep(Contender):
         self._optimizer.step()
         yield
 
-    def run(self) -> None:
-        self._optimizer.step()
-
 
 @final
-class CompiledStep(Contender):
+class CompiledStep(_OfOptimizer):
     """A step with the products that are compiled for this CPU."""
-
-    def __init__(self, name: str, optimizer: Optimizer) -> None:
-        self.name = name
-        self._optimizer = optimizer
 
     @contextlib.contextmanager
     def ready(self) -> Generator[None]:
@@ -108,9 +104,6 @@ class CompiledStep(Contender):
             yield
         finally:
             use_native_products(False)
-
-    def run(self) -> None:
-        self._optimizer.step()
 
 
 @final
